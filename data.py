@@ -1,0 +1,321 @@
+"""Everything between disk and batch: whole sets in memory as uint8, and their augmentation, a batch at a time on the device."""
+
+import contextlib
+import hashlib
+import math
+import os
+import re
+import sys
+import urllib.error
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils import UserError
+
+# CIFAR-10's mean and standard deviation in units of a byte, as published; for every set of small images.
+MEAN = (125.3, 123.0, 113.9)
+STD = (63.0, 62.1, 66.7)
+
+
+class ImageSet(NamedTuple):
+    images: torch.Tensor  # uint8 [N, H, W, 3], RGB
+    labels: torch.Tensor  # int64 [N]
+    classes: list  # names, in the order of the labels
+
+
+# ---------------------------------------------------------------- sets
+
+
+def open_sets(dataset: str, dataroot, nthread: int = 0) -> tuple[list, Callable]:
+    """(class names, load), where load() -> (train, test) ImageSets; what can be checked without decoding is checked at once.
+
+    dataset: CIFAR10 or CIFAR100 in torchvision's files below dataroot, fetched where there is a network; folder, of
+    dataroot/train/CLASS/* and dataroot/test/CLASS/* (or val); or shapes, drawn here. nthread: decoding threads, 0: one a core.
+    Raises UserError that names the file or folder.
+    """
+    if dataset == 'shapes':
+        return SHAPES, lambda: (draw_shapes(SHAPES_TRAIN, seed=0), draw_shapes(SHAPES_TEST, seed=1))
+    if dataset == 'folder':
+        train, test = scan_folder(dataroot)
+        return list(train), lambda: decode_sets(train, test, nthread)
+    sets = [torchvision_set(dataset, dataroot, train) for train in (True, False)]
+    return sets[0].classes, lambda: sets
+
+
+def torchvision_set(dataset, dataroot, train):
+    import torchvision
+
+    archive = getattr(torchvision.datasets, dataset).filename
+    try:
+        raw = getattr(torchvision.datasets, dataset)(dataroot, train=train, download=True)
+    except (OSError, RuntimeError, urllib.error.URLError) as e:
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        raise UserError(
+            f'{dataset} is not in {Path(dataroot).absolute()} and could not be fetched ({reason}): '
+            f'put {archive} in {Path(dataroot).absolute()}, or use --dataset folder | shapes'
+        ) from e
+    return ImageSet(torch.from_numpy(raw.data), torch.tensor(raw.targets), list(raw.classes))
+
+
+def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
+    """(the rest, n images held out): each class gives its share, always the same images.
+
+    For choosing constants without a look at the test set."""
+    counts = torch.bincount(train.labels, minlength=len(train.classes))
+    if not len(train.classes) <= n <= len(train.labels) - len(train.classes):
+        raise UserError(f'--validate {n}: must leave images of each of {len(train.classes)} classes on both sides ({len(train.labels)} in all)')
+    exact = counts * n / len(train.labels)
+    share = exact.floor().long()
+    share[(exact - share).argsort(descending=True, stable=True)[: n - int(share.sum())]] += 1
+    shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(train.labels)))
+    out = torch.cat([shuffled[train.labels[shuffled] == c][: share[c]] for c in range(len(counts))]).sort().values
+    rest = torch.ones(len(train.labels), dtype=torch.bool)
+    rest[out] = False
+    return (
+        ImageSet(train.images[rest], train.labels[rest], train.classes),
+        ImageSet(train.images[out], train.labels[out], train.classes),
+    )
+
+
+# ---------------------------------------------------------------- folders of images
+
+
+def scan_folder(dataroot) -> tuple[dict, dict]:
+    """{class: [files]} of dataroot/train and of dataroot/test (or val), classes and files sorted by name. Raises UserError
+    where one is missing or empty, there is one class only, or the two have different classes."""
+    root = Path(dataroot)
+    test = root / ('val' if (root / 'val').is_dir() and not (root / 'test').is_dir() else 'test')
+    sets = []
+    for folder in root / 'train', test:
+        if not folder.is_dir():
+            raise UserError(f'--dataroot {root}: there is no folder {folder} (wanted: train/CLASS/* and test/CLASS/*, or val)')
+        classes = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.'))
+        if len(classes) < 2:
+            raise UserError(f'{folder}: has {len(classes)} class folders; at least 2 are needed')
+        files = {d.name: sorted(f for f in d.iterdir() if not f.name.startswith('.')) for d in classes}
+        for name, fs in files.items():
+            if not fs:
+                raise UserError(f'{folder / name}: holds no images')
+        sets.append(files)
+    if list(sets[0]) != list(sets[1]):
+        odd = sorted(set(sets[0]) ^ set(sets[1]))
+        raise UserError(f'{root}: {root / "train"} and {test} have different classes: {", ".join(odd[:5])} only in one of them')
+    return sets[0], sets[1]
+
+
+def decode_sets(train, test, nthread=0):
+    files = [f for split in (train, test) for fs in split.values() for f in fs]
+    images = decode_all(files, nthread)
+    size = Counter(i.shape for i in images).most_common(1)[0][0]
+    for file, image in zip(files, images):
+        if image.shape != size:
+            raise UserError(f'{file}: is {image.shape[1]}x{image.shape[0]}, most images are {size[1]}x{size[0]}; all must have one size')
+    sets, start = [], 0
+    for split in train, test:
+        labels = torch.tensor([c for c, fs in enumerate(split.values()) for _ in fs])
+        stack = torch.from_numpy(np.stack(images[start : start + len(labels)]))
+        sets.append(ImageSet(stack, labels, list(split)))
+        start += len(labels)
+    return sets
+
+
+def decode_all(files, nthread=0) -> list:
+    """uint8 [H, W, 3] RGB arrays of image files, decoded on nthread threads (0: one a core) under a progress bar.
+
+    Raises UserError that names the first broken file."""
+    with quiet_decoders() as stderr, ThreadPoolExecutor(nthread or len(os.sched_getaffinity(0))) as pool:
+        bar = tqdm(total=len(files), desc='decoding', unit=' images', leave=False, file=stderr, disable=not stderr.isatty())
+        chunks = [files[i : i + 256] for i in range(0, len(files), 256)]
+        images = []
+        try:
+            for decoded in pool.map(lambda chunk: [decode(f) for f in chunk], chunks):
+                images += decoded
+                bar.update(len(decoded))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            bar.close()
+    return images
+
+
+def decode(file) -> np.ndarray:
+    """uint8 [H, W, 3] RGB of one image file, turned as its EXIF says. Raises UserError where it is broken or cut off."""
+    try:
+        raw = Path(file).read_bytes()
+    except OSError as e:
+        raise UserError(f'{file}: cannot be read: {e.strerror}') from e
+    if is_cut_off(raw):
+        raise UserError(f'{file}: broken image (it is cut off)')
+    try:
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR) if raw else None
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(f'{file}: broken, or not an image')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def is_cut_off(raw: bytes) -> bool:
+    """Whether a JPEG, PNG, WebP or BMP ends too early. Decoders fill what is missing with grey and do not tell."""
+    if raw[:2] == b'\xff\xd8':
+        return not _jpeg_ends(raw)
+    if raw[:8] == b'\x89PNG\r\n\x1a\n':
+        return b'IEND' not in raw[-64:] and b'\0\0\0\0IEND' not in raw
+    if raw[:4] == b'RIFF':
+        return len(raw) < 8 + int.from_bytes(raw[4:8], 'little')
+    if raw[:2] == b'BM':
+        return len(raw) < int.from_bytes(raw[2:6], 'little')
+    return False
+
+
+MARKER = re.compile(rb'\xff[^\x00\x01\xd0-\xd7\xff]')  # neither a stuffed byte nor a restart
+
+
+def _jpeg_ends(raw):
+    # From marker to marker: a thumbnail inside a segment has an end of its own, and bytes may follow the true one.
+    at = 2
+    while found := MARKER.search(raw, at):
+        if found.group() == b'\xff\xd9':
+            return True
+        at = found.end() + int.from_bytes(raw[found.end() : found.end() + 2], 'big')
+    return False
+
+
+@contextlib.contextmanager
+def quiet_decoders():
+    """Keeps what image libraries write to file descriptor 2 off the terminal; yields a stream that still reaches it."""
+    sys.stderr.flush()
+    with os.fdopen(os.dup(2), 'w') as stderr, open(os.devnull, 'w') as null:
+        os.dup2(null.fileno(), 2)
+        try:
+            yield stderr
+        finally:
+            os.dup2(stderr.fileno(), 2)
+
+
+# ---------------------------------------------------------------- chance
+
+
+def seed_of(*what) -> int:
+    """A 63-bit seed for a purpose, such as seed_of(0, 'order', 3): other words, independent draws."""
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], 'little') >> 1
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of n samples in an epoch, int64 [n]."""
+    return torch.from_numpy(np.random.default_rng(seed_of(seed, 'order', epoch)).permutation(n))
+
+
+def crop_and_flip(n: int, seed: int, epoch: int, pad: int) -> torch.Tensor:
+    """int64 [n, 3]: for sample i of an epoch the crop's offset down and right, each uniform in 0 .. 2 pad, and whether it is
+    flipped. A row is a function of (seed, epoch, i) alone, whatever n."""
+    key = np.uint64(seed_of(seed, 'crop and flip', epoch))
+    draws = [_mix(_mix(np.arange(n, dtype=np.uint64) + key) + np.uint64(j)) >> np.uint64(33) for j in range(3)]
+    choices = (2 * pad + 1, 2 * pad + 1, 2)
+    return torch.from_numpy(np.stack([(d * np.uint64(c)) >> np.uint64(31) for d, c in zip(draws, choices)], 1).astype(np.int64))
+
+
+def _mix(x):
+    """The finaliser of splitmix64 on uint64 arrays: every bit of the result depends on every bit of x."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+# ---------------------------------------------------------------- batches, on the training device
+
+
+def augment(images: torch.Tensor, index: torch.Tensor, draws: torch.Tensor, pad: int) -> torch.Tensor:
+    """Reflect-pad, crop and flip images[index]: uint8 [N, H, W, 3] -> [B, H, W, 3], on the device that holds them.
+
+    draws: int64 [B, 3], rows of crop_and_flip. Nothing is padded: each output pixel is fetched from where reflection
+    (without repeating the border) puts it.
+    """
+    _, H, W, _ = images.shape
+    rows = _reflect(torch.arange(H, device=images.device) + draws[:, 0:1] - pad, H)
+    columns = torch.arange(W, device=images.device)
+    columns = torch.where(draws[:, 2:3] == 1, W - 1 - columns, columns)
+    columns = _reflect(columns + draws[:, 1:2] - pad, W)
+    flat = (index.view(-1, 1, 1) * H + rows.unsqueeze(2)) * W + columns.unsqueeze(1)
+    return images.view(-1, 3)[flat]
+
+
+def _reflect(i, n):
+    return n - 1 - (n - 1 - i.abs()).abs()
+
+
+def normalize(batch: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last memory, less MEAN, over STD."""
+    mean = torch.tensor(MEAN, device=batch.device)
+    std = torch.tensor(STD, device=batch.device)
+    return ((batch - mean) / std).permute(0, 3, 1, 2)
+
+
+# ---------------------------------------------------------------- shapes: a set that is drawn, not loaded
+
+SHAPES = ['disc', 'ring', 'square', 'frame', 'triangle', 'diamond', 'cross', 'plus', 'star', 'arrow']
+SHAPES_TRAIN, SHAPES_TEST = 4000, 2000
+
+
+def draw_shapes(n: int, seed: int) -> ImageSet:
+    """n images of 32x32 pixels, of ten classes in turn: a small coloured shape on a ground of distracting textures."""
+    rng = np.random.default_rng(seed)
+    images = np.stack([_draw_shape(SHAPES[i % len(SHAPES)], rng) for i in range(n)])
+    return ImageSet(torch.from_numpy(images), torch.arange(n) % len(SHAPES), SHAPES)
+
+
+def _draw_shape(name, rng, size=32, scale=8):
+    # Drawn 8 times larger and averaged down, so that edges are smooth and positions finer than a pixel.
+    S = size * scale
+    image = cv2.resize(rng.integers(0, 256, (4, 4, 3), np.uint8), (S, S), interpolation=cv2.INTER_CUBIC)
+    for _ in range(6):  # lines and blots in colours of their own: edges that mean nothing
+        colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+        a, b = rng.integers(0, S, (2, 2)).tolist()
+        if rng.random() < 0.5:
+            cv2.line(image, a, b, colour, int(rng.integers(1, 3)) * scale)
+        else:
+            cv2.ellipse(image, a, rng.integers(scale, 3 * scale, 2).tolist(), float(rng.integers(180)), 0, 360, colour, -1)
+    r = rng.uniform(4.5, 6.5) * scale
+    centre = rng.uniform(r, S - r, 2)
+    colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+    mask = np.zeros((S, S), np.uint8)
+    angle = rng.uniform(-0.25, 0.25)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    for value, polygon in shape_polygons(name):
+        cv2.fillPoly(mask, [np.rint(centre + r * np.asarray(polygon) @ turn).astype(np.int32)], value)
+    image[mask > 0] = colour
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def shape_polygons(name):
+    """[(1 to fill or 0 to cut out, points in the unit disc)] of a class of SHAPES."""
+
+    def regular(n, radius=1.0, start=0.0):
+        t = start + 2 * math.pi * np.arange(n) / n
+        return radius * np.stack([np.sin(t), -np.cos(t)], 1)
+
+    bar = np.array([(-1, -0.25), (1, -0.25), (1, 0.25), (-1, 0.25)])
+    diagonal = bar @ (np.array([[1, 1], [-1, 1]]) / math.sqrt(2))
+    star = np.stack([regular(5), regular(5, 0.4, math.pi / 5)], 1).reshape(-1, 2)
+    return {
+        'disc': [(1, regular(40, 0.9))],
+        'ring': [(1, regular(40, 0.9)), (0, regular(40, 0.5))],
+        'square': [(1, regular(4, start=math.pi / 4))],
+        'frame': [(1, regular(4, start=math.pi / 4)), (0, regular(4, 0.55, math.pi / 4))],
+        'triangle': [(1, regular(3))],
+        'diamond': [(1, regular(4))],
+        'cross': [(1, diagonal), (1, diagonal[:, ::-1] * (1, -1))],
+        'plus': [(1, bar), (1, bar[:, ::-1])],
+        'star': [(1, star)],
+        'arrow': [(1, np.array([(0, -1), (0.8, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-0.8, 0)]))],
+    }[name]

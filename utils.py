@@ -1,0 +1,648 @@
+"""What the training scripts share, by subject: parameters, losses, several devices, weights files, the run folder, options."""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import re
+import signal
+import sys
+import zlib
+from functools import partial
+from pathlib import Path
+
+import h5py
+import hickle
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.init import kaiming_normal_
+from torch.nn.parallel import parallel_apply
+from torch.nn.parallel._functions import Broadcast
+from torch.nn.parallel.scatter_gather import scatter
+
+
+class UserError(ValueError):
+    """A mistake of the user's, or a machine's limit: told in one line, with this exit status, and no traceback."""
+
+    def __init__(self, message: str, status: int = 2):
+        super().__init__(message)
+        self.status = status
+
+
+# ---------------------------------------------------------------- parameters: a flat dict of tensors
+
+
+def cast(params, dtype: str = 'float'):
+    """A tensor, or a dict of tensors (nested too), in the dtype of that name: 'float', 'bfloat16', 'double', 'long' …"""
+    if isinstance(params, dict):
+        return {k: cast(v, dtype) for k, v in params.items()}
+    return getattr(params, dtype)()
+
+
+def flatten(nested: dict) -> dict:
+    """{'group0': {'conv0': w}} -> {'group0.conv0': w}; entries that are None are left out."""
+    flat = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat.update({f'{name}.{k}': v for k, v in flatten(value).items()})
+        elif value is not None:
+            flat[name] = value
+    return flat
+
+
+def conv_params(ni: int, no: int, k: int = 1) -> torch.Tensor:
+    """Kaiming-normal (fan-in) weight [no, ni, k, k]."""
+    return kaiming_normal_(torch.empty(no, ni, k, k))
+
+
+def linear_params(ni: int, no: int) -> dict:
+    """Kaiming-normal (fan-in) weight [no, ni] and zero bias [no]."""
+    return {'weight': kaiming_normal_(torch.empty(no, ni)), 'bias': torch.zeros(no)}
+
+
+def bnparams(n: int) -> dict:
+    """Batch norm over n channels: weight uniform(0, 1) as the published CIFAR recipe had it, bias 0, mean 0, variance 1."""
+    return {
+        'weight': torch.rand(n),
+        'bias': torch.zeros(n),
+        'running_mean': torch.zeros(n),
+        'running_var': torch.ones(n),
+    }
+
+
+def batch_norm(x: torch.Tensor, params: dict, base: str, training: bool) -> torch.Tensor:
+    """Batch norm of x [B, C, H, W] with params[`base`.weight, .bias, .running_mean, .running_var], momentum 0.1, eps 1e-5.
+
+    In training the running statistics are updated in place. Statistics and parameters keep their own dtype (float32)
+    whatever that of x."""
+    return F.batch_norm(
+        x,
+        params[f'{base}.running_mean'],
+        params[f'{base}.running_var'],
+        params[f'{base}.weight'],
+        params[f'{base}.bias'],
+        training=training,
+    )
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a parameter's name is that of a running statistic, which is not trained."""
+    return name.endswith(('running_mean', 'running_var', 'num_batches_tracked'))
+
+
+def set_requires_grad_except_bn_(params: dict) -> None:
+    """Everything is trained but the running statistics of batch norm."""
+    for name, value in params.items():
+        if not is_statistic(name):
+            value.requires_grad_()
+
+
+def print_tensor_dict(params: dict) -> None:
+    """One line a tensor: number, name, shape, type, whether it is trained."""
+    width = max(map(len, params), default=0)
+    for i, (name, v) in enumerate(params.items()):
+        print(f'{i:<5}{name:<{width + 3}}{str(tuple(v.shape)):<23}{v.type():<23}{v.requires_grad}')
+
+
+def check_params(params: dict, expected: dict, source) -> dict:
+    """`params` in the order and dtype of `expected`, detached. Raises UserError, naming `source` and the tensor, where a name is
+    missing or not understood, a shape differs, or a value is not finite."""
+    for what, names in ('missing', expected.keys() - params.keys()), ('not understood', params.keys() - expected.keys()):
+        if names:
+            some = ', '.join(sorted(names)[:3])
+            raise UserError(f'{source}: {len(names)} parameters {what} ({some}{", …" if len(names) > 3 else ""})')
+    checked = {}
+    for name, e in expected.items():
+        p = params[name].detach()
+        if p.shape != e.shape:
+            raise UserError(f'{source}: {name} has shape {tuple(p.shape)}, this net needs {tuple(e.shape)}')
+        if not p.isfinite().all():
+            raise UserError(f'{source}: {name} holds nan or inf')
+        checked[name] = p.to(e.dtype).contiguous()
+    return checked
+
+
+def crc(tensors) -> int:
+    """CRC-32 of the bytes of CPU tensors or arrays, to notice that a set or a teacher is not the one of before."""
+    value = 0
+    for t in tensors:
+        value = zlib.crc32(np.ascontiguousarray(t).data, value)
+    return value
+
+
+# ---------------------------------------------------------------- losses
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """x in at least float32: what is narrower loses too much in sums and squares."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _channel_mean(x, p):
+    return wide(x).abs().pow(p).mean(1)
+
+
+def _normalize(q):
+    # Divided by its largest element first, or a map of tiny activations would vanish in its square; that element counts as
+    # a constant, as the result does not depend on it. Then the sum of squares is at least 1, but for a map of zeros,
+    # which stays zero together with its derivatives.
+    q = q.flatten(1)
+    q = q / q.detach().amax(1, keepdim=True).clamp_min(1e-30)
+    return q / q.square().sum(1, keepdim=True).clamp_min(1).sqrt()
+
+
+def at(x: torch.Tensor, p: float = 2) -> torch.Tensor:
+    """Attention map of activations x [B, C, H, W]: [B, H*W], in at least float32.
+
+    The mean over channels of |x|^p, flattened and L2-normalised per sample (section 3.1 of the paper; the mean is
+    the paper's sum, as the scale is normalised away). A map of zeros stays zero.
+    """
+    return _normalize(_channel_mean(x, p))
+
+
+def at_loss(x: torch.Tensor, y: torch.Tensor, p: float = 2) -> torch.Tensor:
+    """Attention transfer loss of activations x [B, C, H, W] and y [B, C', H', W']: a scalar, in at least float32.
+
+        mean over the batch and the H*W map elements of (at(x) - at(y))^2
+
+    Channels may differ. Maps of unequal size are average-pooled to (min H, min W) before they are normalised.
+
+    Equation 2 of the paper adds beta/2 times the norm of at(x) - at(y), not squared, with "beta 10^3 divided by the number of
+    elements in the map and the batch size". The published code, and this one, takes the square; as a mean over map and
+    batch it holds that division, and --beta multiplies it whole, not by half. The paper's numbers on CIFAR are the code's.
+    """
+    x, y = _channel_mean(x, p), _channel_mean(y, p)
+    if x.shape[1:] != y.shape[1:]:
+        size = [min(a, b) for a, b in zip(x.shape[1:], y.shape[1:])]
+        x, y = F.adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(y, size)
+    return (_normalize(x) - _normalize(y)).square().mean()
+
+
+def distillation(y, teacher_scores, labels, T: float, alpha: float) -> torch.Tensor:
+    """Knowledge distillation (Hinton et al. 2015) of logits y [B, K] from the teacher's [B, K], labels [B]: a scalar.
+
+        alpha T^2 KL(softmax(teacher / T) || softmax(y / T)) + (1 - alpha) cross_entropy(y, labels), means over the batch
+
+    With alpha 0 the teacher's scores are not looked at: they may be None, or of other classes.
+    """
+    loss = (1 - alpha) * F.cross_entropy(wide(y), labels)
+    if alpha:
+        p, q = F.log_softmax(wide(y) / T, 1), F.log_softmax(wide(teacher_scores) / T, 1)
+        loss = loss + alpha * T**2 * F.kl_div(p, q, reduction='batchmean', log_target=True)
+    return loss
+
+
+# ---------------------------------------------------------------- several devices
+
+
+def gather_outputs(outputs: list, sizes: list, device):
+    """The devices' outputs as one, on `device`: tensors with a batch dimension are concatenated, 0-dim ones (losses)
+    become their mean weighted by `sizes`, the samples of each device; tuples, lists and dicts keep their form."""
+    first = outputs[0]
+    if isinstance(first, dict):
+        return {k: gather_outputs([o[k] for o in outputs], sizes, device) for k in first}
+    if isinstance(first, (tuple, list)):
+        return type(first)(gather_outputs(list(o), sizes, device) for o in zip(*outputs))
+    outputs = [o.to(device) for o in outputs]
+    if first.dim() == 0:
+        return sum(o * (n / sum(sizes)) for o, n in zip(outputs, sizes))
+    return torch.cat(outputs)
+
+
+def data_parallel(f, input, params: dict, training: bool, device_ids, output_device=None):
+    """f(input, params, training) with the batch split over device_ids; params and input lie on the first.
+
+    `input` is a tensor, or a tuple or dict of tensors with one batch dimension. On one device this is a plain call. On
+    several, gradients flow back to `params`, and the running statistics that remain are the first device's, as published.
+    """
+    device_ids = list(device_ids)
+    if len(device_ids) == 1:
+        return f(input, params, training)
+    inputs = scatter([input], device_ids)
+    device_ids = device_ids[: len(inputs)]
+    copies = Broadcast.apply(device_ids, *params.values())
+    replicas = [dict(zip(params, copies[i * len(params) :])) for i in range(len(device_ids))]
+    replicas[0].update({k: v for k, v in params.items() if not v.requires_grad})
+    fs = [partial(f, params=p, training=training) for p in replicas]
+    outputs = parallel_apply(fs, inputs, devices=device_ids)
+    return gather_outputs(outputs, [batch_size(i[0]) for i in inputs], device_ids[0] if output_device is None else output_device)
+
+
+def batch_size(batch) -> int:
+    """Samples in a tensor, or in a tuple or dict of tensors."""
+    while not torch.is_tensor(batch):
+        batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+    return len(batch)
+
+
+# ---------------------------------------------------------------- weights files
+
+
+def save_params(path, params: dict) -> None:
+    """Writes {name: tensor} with hickle, whole or not at all."""
+    arrays = {k: v.detach().cpu().contiguous().numpy() for k, v in params.items()}
+    write_atomically(path, lambda temporary: hickle.dump(arrays, str(temporary), mode='w'))
+
+
+def load_params(path) -> dict:
+    """{name: CPU tensor, dtype as stored} of a weights file: .hkl of hickle 2 to 5, .pth, .pt7, .safetensors.
+
+    A file that holds a net's parameters among other things ('params', 'state_dict') gives those; of a student and its teacher in
+    one dict, the student's. Nothing in a file is ever run: whatever is not an array of numbers is refused by name.
+    Raises UserError with the file and what was wrong with it.
+    """
+    path = Path(path)
+    readers = {'.hkl': _read_hkl, '.pth': torch_load, '.pt': torch_load, '.pt7': torch_load, '.safetensors': _read_safetensors}
+    if path.suffix not in readers:
+        raise UserError(f'{path}: not a weights file; its name must end in {", ".join(readers)}')
+    if not path.is_file():
+        raise UserError(f'{path}: no such file')
+    params = readers[path.suffix](path)
+    for key in 'params', 'state_dict':
+        if isinstance(params, dict) and isinstance(params.get(key), dict):
+            params = params[key]
+    if not isinstance(params, dict) or not params:
+        raise UserError(f'{path}: holds no dict of tensors')
+    for name, value in params.items():
+        if not isinstance(name, str) or not torch.is_tensor(value) or value.layout != torch.strided or value.is_quantized:
+            raise UserError(f'{path}: {name!r} is {type(value).__name__}, not a dense tensor')
+    if any(name.startswith('student.') for name in params):
+        params = {k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')}
+    return {k: v.detach() for k, v in params.items()}
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Turns whatever a reader raises at a damaged file into one line: its libraries know no common exception."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as e:
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:150]
+        raise UserError(f'{path}: damaged, or not such a file ({reason})') from e
+
+
+def torch_load(path):
+    """torch.load that runs nothing: tensors and plain values only, on the CPU."""
+    with reading(path):
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _read_safetensors(path):
+    from safetensors.torch import load_file
+
+    with reading(path):
+        return load_file(path)
+
+
+def _read_hkl(path):
+    with reading(path), h5py.File(path, 'r') as h:
+        if 'HICKLE_VERSION' in h.attrs:
+            version = int(_text(h.attrs['HICKLE_VERSION']).split('.')[0])
+            entries = {4: _entries_nested, 5: _entries_5}.get(version)
+            layout = dict(root='data', item='data', mark='base_type')
+        elif _text(h.attrs.get('CLASS', '')) == 'hickle':
+            version = int(_text(h.attrs['VERSION']).split('.')[0])
+            entries = _entries_nested if version in (2, 3) else None
+            layout = dict(root='data_0', item='data_0', mark='type')
+        else:
+            raise UserError(f'{path}: an HDF5 file, but not written by hickle')
+        if entries is None:
+            raise UserError(f'{path}: written by hickle {version}; versions 2 to 5 are understood')
+        return {name: _array(path, name, node) for name, node in entries(path, h, **layout)}
+
+
+def _text(value) -> str:
+    value = value[0] if isinstance(value, (np.ndarray, list)) and len(value) else value
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _member(path, group, key):
+    # A link into another file would read what the user did not name.
+    if not isinstance(group, h5py.Group) or not isinstance(group.get(key, getlink=True), h5py.HardLink):
+        raise UserError(f'{path}: {key!r} is not part of this file')
+    return group[key]
+
+
+def _refuse(path, name, what):
+    raise UserError(f'{path}: {name!r} is {what}, not an array of numbers; refused')
+
+
+def _entries_nested(path, h, root, item, mark):
+    """hickle 2, 3 (groups data_0, marked by `type`) and 4 (groups data, marked by `base_type`)."""
+    group = _member(path, h, root)
+    if _text(group.attrs.get(mark, '')) not in ('dict', "<class 'dict'>"):
+        _refuse(path, root, _text(group.attrs.get(mark, 'unmarked')))
+    for key in group:
+        name = key[1:-1] if re.fullmatch(r"'.*'", key) else key
+        entry = _member(path, group, key)
+        if _text(entry.attrs.get(mark, '')) != 'dict_item':
+            _refuse(path, name, _text(entry.attrs.get(mark, 'unmarked')))
+        node = _member(path, entry, item)
+        if _text(node.attrs.get(mark, '')) != 'ndarray':
+            _refuse(path, name, _text(node.attrs.get(mark, 'unmarked')))
+        yield name, node
+
+
+def _entries_5(path, h, root, **_):
+    """hickle 5: the type of a dataset is a reference into a table, whose entry refers to its base type by name."""
+
+    def base_type(node):
+        if not isinstance(node.attrs.get('type'), h5py.Reference):
+            return 'a pickle'
+        entry = h[node.attrs['type']]
+        if not isinstance(entry.attrs.get('base_type'), h5py.Reference):
+            return 'of unknown type'
+        return h[entry.attrs['base_type']].name.rsplit('/', 1)[-1]
+
+    group = _member(path, h, root)
+    if not isinstance(group, h5py.Group) or h[group.attrs['type']].name.rsplit('/', 1)[-1] != 'dict':
+        _refuse(path, root, 'not a dict')
+    for key in group:
+        name = key[1:-1] if re.fullmatch('".*"', key) else key
+        node = _member(path, group, key)
+        if base_type(node) != 'ndarray':
+            _refuse(path, name, base_type(node))
+        yield name, node
+
+
+def _array(path, name, node):
+    if not isinstance(node, h5py.Dataset) or node.shape is None or node.dtype.kind not in 'fiu':
+        _refuse(path, name, 'no dataset of numbers')
+    if node.is_virtual or node.external:
+        _refuse(path, name, 'stored in another file')
+    if node.nbytes > 2**32:
+        _refuse(path, name, f'{node.nbytes} bytes large')
+    array = np.array(node[()])
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder('='), copy=False))
+
+
+# ---------------------------------------------------------------- run folder
+
+
+def write_atomically(path, write) -> None:
+    """write(temporary path), flushed to disk and renamed over `path`: at any moment the old file is there, or the new one.
+
+    Raises UserError, status 1, where the disk refuses (full, read-only); the old file is then untouched."""
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        write(temporary)
+        with open(temporary, 'rb') as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as e:
+        # torch and HDF5 tell a full disk by a RuntimeError of their own; a second, plain write tells the true reason.
+        raise UserError(f'cannot write {path}: {_disk_error(temporary, e)}; what was there is kept', status=1) from e
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _disk_error(path, error):
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    try:
+        with open(path, 'ab') as file:
+            file.write(bytes(1 << 16))
+            os.fsync(file.fileno())
+    except OSError as e:
+        return e.strerror
+    return str(error).splitlines()[0]
+
+
+def write_text(path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def json_stats(record: dict) -> str:
+    """A line of log.txt: strict JSON."""
+    return f'json_stats: {json.dumps(record, allow_nan=False)}'
+
+
+def read_log(path) -> list[dict]:
+    """The records of a log.txt, ours or the published code's (which holds NaN). A last line that was cut off is left out.
+
+    Raises UserError where there is no whole line."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f'{path}: no such file')
+    records = []
+    for line in path.read_text(errors='replace').splitlines():
+        _, found, text = line.partition('json_stats: ')
+        try:
+            record = json.loads(text) if found else None
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    if not records:
+        raise UserError(f'{path}: no whole "json_stats: {{…}}" line in it; was the run cut off before its first epoch ended?')
+    return records
+
+
+def holds_run(folder) -> bool:
+    return any((Path(folder) / name).exists() for name in ('log.txt', 'checkpoint.pt', 'model.hkl', 'model.pt7'))
+
+
+def check_writable(folder) -> None:
+    """Raises UserError where `folder` cannot become, or is not, a folder to write in. Creates nothing."""
+    folder = Path(folder).absolute()
+    for part in (folder, *folder.parents):
+        if part.exists() or part.is_symlink():
+            if not part.is_dir():
+                raise UserError(f'--save {folder}: {part} is not a folder')
+            if not os.access(part, os.W_OK | os.X_OK):
+                raise UserError(f'--save {folder}: {part} cannot be written in')
+            return
+
+
+def make_folder(folder) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f'--save {folder}: cannot be created: {e.strerror}') from e
+
+
+CHECKPOINT = {'params': dict, 'optimizer': dict, 'epoch': int, 'step': int, 'options': dict, 'log': list, 'facts': dict, 'random': dict}
+
+
+def save_run(folder, checkpoint: dict) -> None:
+    """Writes checkpoint.pt, then log.txt and model.hkl, which follow from it (see CHECKPOINT for what it holds)."""
+    write_atomically(Path(folder) / 'checkpoint.pt', lambda temporary: torch.save(checkpoint, temporary))
+    agree(folder, checkpoint)
+
+
+def agree(folder, checkpoint: dict) -> None:
+    """Makes log.txt and model.hkl agree with the checkpoint; what agrees already is not touched."""
+    log, model = Path(folder) / 'log.txt', Path(folder) / 'model.hkl'
+    text = ''.join(line + '\n' for line in checkpoint['log'])
+    if not log.is_file() or log.read_bytes() != text.encode():
+        write_text(log, text)
+    try:
+        same = model.is_file() and crc(load_params(model).values()) == crc(v for _, v in sorted(checkpoint['params'].items()))
+    except UserError:
+        same = False
+    if not same:
+        save_params(model, checkpoint['params'])
+
+
+def load_checkpoint(path) -> dict:
+    """checkpoint.pt of a run folder, or that file itself. Raises UserError where it is not whole."""
+    path = Path(path)
+    path = path / 'checkpoint.pt' if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f'--resume: {path}: no such file')
+    checkpoint = torch_load(path)
+    for key, kind in CHECKPOINT.items():
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
+            raise UserError(f'--resume: {path}: not a checkpoint of this program ({key!r} is missing or damaged)')
+    return checkpoint
+
+
+# What may differ between a run and its continuation: where and how long it runs, not what it computes.
+MAY_DIFFER = {'epochs', 'nthread', 'device', 'cuda', 'gpu_id', 'ngpu', 'compile', 'tensorboard', 'dataroot', 'imagenetpath'}
+NOT_OPTIONS_OF_A_RUN = {'resume', 'evaluate'}
+
+
+def run_options(opt) -> dict:
+    """The options that a log line and a checkpoint carry."""
+    return {k: v for k, v in vars(opt).items() if k not in NOT_OPTIONS_OF_A_RUN}
+
+
+def continue_options(opt, given: set, checkpoint: dict) -> None:
+    """Sets every option that was not given to that of the run in `checkpoint`. Raises UserError naming one that was given and differs."""
+    for name, old in checkpoint['options'].items():
+        if name == 'save' or not hasattr(opt, name):
+            continue
+        if name not in given:
+            setattr(opt, name, old)
+        elif getattr(opt, name) != old and name not in MAY_DIFFER:
+            raise UserError(f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, which has {_plain(old)}')
+
+
+def _plain(value):
+    return str(value).replace(' ', '')
+
+
+class Stopped(BaseException):
+    """A signal that ends the run, between two bytecodes of wherever it is."""
+
+    def __init__(self, signum):
+        self.signum = signum
+
+
+def call_main(main, argv=None) -> int:
+    """Runs main(argv) and returns the exit status: 0, that of a UserError (one line on stderr), or 130 and 143 for SIGINT and
+    SIGTERM, with a line that says how to go on. `main.hint`, where it is set, is that advice."""
+
+    def stop(signum, frame):
+        raise Stopped(signum)
+
+    program = Path(sys.argv[0]).name
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        main(argv)
+        return 0
+    except UserError as e:
+        print(f'{program}: error: {" ".join(str(e).split())}', file=sys.stderr)
+        return e.status
+    except Stopped as e:
+        hint = getattr(main, 'hint', 'nothing was written; the same command starts it again')
+        print(f'\n{program}: stopped by {signal.Signals(e.signum).name}: {hint}', file=sys.stderr)
+        return 128 + e.signum
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+# ---------------------------------------------------------------- options
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, whose help shows defaults, and that takes no abbreviations."""
+
+    def __init__(self, description):
+        super().__init__(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        raise UserError(message)
+
+    def parse(self, argv) -> tuple[argparse.Namespace, set]:
+        """(the options, the names of those that were given)"""
+        argv = sys.argv[1:] if argv is None else argv
+        opt = self.parse_args(argv)
+        given = {a.dest for a in self._actions for s in a.option_strings for arg in argv if arg.split('=')[0] == s}
+        return opt, given
+
+
+def number(kind=float, low=None, high=None, above=None):
+    """An argparse type: a finite number of that kind, low <= number <= high, above < number."""
+    bounds = [f'at least {low}' if low is not None else '', f'above {above}' if above is not None else '']
+    bounds += [f'at most {high}'] if high is not None else []
+    wanted = ' '.join([{int: 'a whole number', float: 'a number'}[kind], ' and '.join(filter(None, bounds))]).strip()
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+        if not (math.isfinite(value) and inside):
+            raise argparse.ArgumentTypeError(f'{text!r} is not {wanted}')
+        return value
+
+    return parse
+
+
+def rising_epochs(text):
+    """An argparse type: a JSON list of rising positive whole numbers."""
+    try:
+        epochs = json.loads(text)
+    except (ValueError, RecursionError):
+        epochs = None
+    if not isinstance(epochs, list) or any(type(e) is not int or e < 1 for e in epochs) or sorted(set(epochs)) != epochs:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON list of rising positive whole numbers, such as [60,120,160]')
+    return epochs
+
+
+def gpu_list(text):
+    if not re.fullmatch(r'\d+(,\d+)*', text):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a list of GPU numbers, such as 0,1')
+    return text
+
+
+def scaled_steps(steps: list, published_epochs: int, epochs: int) -> list:
+    """The published drops, each rate keeping its share of `epochs`: round((s - 1) * epochs / published) + 1."""
+    return sorted({round((s - 1) * epochs / published_epochs) + 1 for s in steps})
+
+
+def add_training_options(parser, *, batch_size, lr, epochs, weight_decay, epoch_step, lr_decay_ratio) -> None:
+    """The options that both training scripts have, with the published values of the one that calls."""
+    add = parser.add_argument
+    add('--batch_size', default=batch_size, type=number(int, 1), help=f'images a step (paper: {batch_size})')
+    add('--lr', default=lr, type=number(above=0), help=f'learning rate of SGD with momentum 0.9 (paper: {lr})')
+    add('--epochs', default=epochs, type=number(int, 0), help=f'passes over the training set (paper: {epochs}); 0 writes the untrained net')
+    add('--weight_decay', default=weight_decay, type=number(low=0), help=f'of all trained parameters (paper: {weight_decay})')
+    add('--epoch_step', type=rising_epochs, metavar='LIST', help=f'epochs, from 1, that are the first at a lower rate (paper: {_plain(epoch_step)}; default: scaled to --epochs)')
+    add('--lr_decay_ratio', default=lr_decay_ratio, type=number(above=0), help=f'factor of the rate at each of these (paper: {lr_decay_ratio})')
+    add('--dtype', default='float', choices=['float', 'bfloat16'], help='what convolutions and activations compute in; parameters, statistics, maps, losses and tests are float32 (paper: float)')
+    add('--seed', default=0, type=number(int, 0), help='of initial values, order and augmentation (default: 0)')
+    add('--save', default='', metavar='DIR', help='folder of the run (default: logs/NAME, made from the options)')
+    add('--resume', nargs='?', const=True, metavar='PATH', help='go on with the run in --save if there is one, else start it; with PATH: go on from that run folder or checkpoint')
+    add('--evaluate', metavar='PATH', help='test a weights file (.hkl, .pth, .pt7, .safetensors) or a run folder, and stop')
+    add('--nthread', default=0, type=number(int, 0), help='CPU threads that decode and compute (default: 0, one a core)')
+    add('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'], help='auto: cuda where there is one, else cpu; mps is untested')
+    add('--cuda', action='store_true', help='the same as --device cuda')
+    add('--gpu_id', type=gpu_list, help='GPUs to use, such as 0,1 (default: CUDA_VISIBLE_DEVICES as it is)')
+    add('--ngpu', default=1, type=number(int, 1), help='GPUs that split a batch; more than 1 is untested (default: 1)')
+    add('--compile', action='store_true', help='torch.compile the step: faster, after a start of about a minute; on one device')
+    add('--deterministic', action='store_true', help='the same bits in every run on one GPU, at some cost; a CPU gives them anyway')
+    add('--tensorboard', action='store_true', help='also write curves for tensorboard into --save')
