@@ -10,11 +10,10 @@ on with a run that was stopped. --dtype bfloat16 --compile is the fast way on a 
 --dataset folder and --dataset shapes.
 """
 
-import os
-import shutil
+import argparse
+import math
 import sys
 import time
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -48,7 +47,7 @@ utils.add_training_options(parser, batch_size=128, lr=0.1, epochs=PUBLISHED_EPOC
 
 def complete(opt):
     """The options with what was left open filled in. Raises UserError where they contradict each other."""
-    opt = parser.copy(opt)
+    opt = argparse.Namespace(**vars(opt))
     if opt.teacher_id:
         if opt.alpha is None and opt.beta is None:
             opt.beta = 1e3
@@ -83,18 +82,20 @@ def run_name(opt):
 
 
 def find_checkpoint(opt, given):
-    """The checkpoint that --resume goes on from, or None; the options that were not given become those of its run."""
-    if isinstance(opt.resume, str):
-        checkpoint = utils.load_checkpoint(opt.resume)
-        if not opt.save:
-            opt.save = str(opt.resume if Path(opt.resume).is_dir() else Path(opt.resume).parent)
+    """(the checkpoint that --resume goes on from, its folder), or (None, None). Options that were not given become those of its run."""
+    if not opt.resume:
+        return None, None
+    if opt.resume is True:
+        folder = source = Path(opt.save or complete(opt).save)
+        if not utils.holds_run(folder):
+            return None, None
     else:
-        folder = Path(opt.save or complete(opt).save)
-        if not opt.resume or not utils.holds_run(folder):
-            return None
-        checkpoint = utils.load_checkpoint(folder)
+        source = Path(opt.resume)
+        folder = source if source.is_dir() else source.parent
+        opt.save = opt.save or str(folder)
+    checkpoint = utils.load_checkpoint(source)
     utils.continue_options(opt, given, checkpoint)
-    return checkpoint
+    return checkpoint, folder
 
 
 # ---------------------------------------------------------------- nets
@@ -221,7 +222,7 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
 
     sizes = [len(index) for index in steps]
     meters = [meter.AverageValueMeter() for _ in rows[0]]
-    for m, column in zip(meters, torch.stack(rows).double().cpu().unbind(1)):
+    for m, column in zip(meters, torch.stack(rows).cpu().double().unbind(1)):
         m.add(float(column @ torch.tensor(sizes, dtype=torch.double)), n)
     train_loss, _, *at_losses, train_acc = (float(m.value()[0]) for m in meters)
     return {'train_loss': train_loss, 'train_acc': train_acc, 'at_losses': at_losses}
@@ -231,12 +232,12 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
 def test(f, params, test_set, base=''):
     """Mean cross-entropy and top-1 accuracy in per cent of a net in float32: (test_loss, test_acc)."""
     images, labels, _ = test_set
-    loss, correct = torch.zeros((), device=labels.device, dtype=torch.double), 0
+    losses, correct = [], 0
     for x, targets in zip(images.split(250), labels.split(250)):
         logits, _ = f(data.normalize(x), params, False, base)
-        loss += F.cross_entropy(logits, targets, reduction='sum')
+        losses.append(F.cross_entropy(logits, targets, reduction='sum'))
         correct += (logits.argmax(1) == targets).sum()
-    return float(loss) / len(labels), 100 * int(correct) / len(labels)
+    return float(torch.stack(losses).cpu().double().sum()) / len(labels), 100 * int(correct) / len(labels)
 
 
 def test_teacher(f, params, records, test_set, opt):
@@ -275,14 +276,14 @@ def main(argv=None):
     if opt.evaluate:
         return evaluate(opt, given, device)
 
-    checkpoint = find_checkpoint(opt, given)
+    checkpoint, folder = find_checkpoint(opt, given)
     opt = complete(opt)
     print(f'run folder: {opt.save}')
-    if checkpoint and checkpoint['epoch'] >= opt.epochs:
+    if checkpoint and checkpoint['epoch'] >= opt.epochs and folder == Path(opt.save):
         utils.agree(opt.save, checkpoint)
         print(f'finished: {checkpoint["epoch"]} epochs are done')
         return
-    if utils.holds_run(opt.save) and not (checkpoint and utils.same_run(opt.save, checkpoint)):
+    if utils.holds_run(opt.save) and folder != Path(opt.save):
         raise UserError(f'--save {opt.save}: holds a run already; go on with it by --resume, or choose another folder')
     utils.check_writable(opt.save)
 
@@ -300,7 +301,7 @@ def main(argv=None):
     if opt.validate:
         train_set, test_set = data.hold_out(train_set, opt.validate)
     if not opt.randomcrop_pad < min(train_set.images.shape[1:3]):
-        raise UserError(f'--randomcrop_pad {opt.randomcrop_pad}: must be smaller than the images, {utils.size_of(train_set.images)}')
+        raise UserError(f'--randomcrop_pad {opt.randomcrop_pad}: must be smaller than the images, {train_set.images.shape[2]}x{train_set.images.shape[1]} here')
     facts = {
         'data': utils.crc([train_set.images, train_set.labels, test_set.images, test_set.labels]),
         'teacher': utils.crc(params_t.values()),
@@ -327,11 +328,91 @@ def main(argv=None):
         loss_of = torch.compile(loss_of, dynamic=False)
 
     utils.make_folder(opt.save)
-    log = utils.RunLog(opt)
-
-    epoch = checkpoint['epoch'] if checkpoint else 0
-    log = checkpoint['log'] if checkpoint else []
-    optimizer = make_optimizer(trainable, opt, learning_rate(epoch, opt))
+    epoch, log = (checkpoint['epoch'], list(checkpoint['log'])) if checkpoint else (0, [])
+    optimizer = make_optimizer(trainable, opt, learning_rate(max(epoch, 1), opt))
     if checkpoint:
         utils.load_optimizer(optimizer, checkpoint)
-        utils.agree(opt.save, checkpoint)
+        utils.save_run(opt.save, checkpoint) if folder != Path(opt.save) else utils.agree(opt.save, checkpoint)
+    main.hint = f'the same command with --resume goes on from {f"epoch {epoch}" if checkpoint else "the start"}'
+    curves = utils.tensorboard_writer(opt.save, epoch) if opt.tensorboard else None
+
+    def end_epoch(epoch, stats, train_time):
+        """Tests, then writes the run folder and a line."""
+        start = time.time()
+        test_loss, test_acc = test(f_student, params_s, test_set)
+        if not math.isfinite(test_loss):
+            raise UserError(f'epoch {epoch}: the test loss is {test_loss}; {opt.save} is as after the epoch before', status=1)
+        record = utils.run_options(opt) | {
+            'epoch': epoch,
+            'lr': learning_rate(max(epoch, 1), opt),
+            **stats,
+            'test_loss': test_loss,
+            'test_acc': test_acc,
+            'teacher_test_acc': teacher_test_acc,
+            'n_parameters': n_parameters,
+            'num_classes': len(classes),
+            'classes': classes,
+            'torch': torch.__version__,
+            'train_time': train_time,
+            'test_time': time.time() - start,
+        }
+        log.append(utils.json_stats(record))
+        utils.save_run(
+            opt.save,
+            {
+                'params': {k: v.detach() for k, v in params_s.items()},
+                'optimizer': optimizer.state_dict(),
+                'epoch': epoch,
+                'step': 0,
+                'options': utils.run_options(opt),
+                'log': log,
+                'facts': facts,
+                'random': {'torch': torch.get_rng_state()},
+            },
+        )
+        print(utils.epoch_line(record), flush=True)
+        if curves:
+            utils.write_curves(curves, record)
+        main.hint = f'the same command with --resume goes on after epoch {epoch} of {opt.epochs}'
+
+    if opt.epochs == 0:
+        end_epoch(0, {'train_loss': None, 'train_acc': None, 'at_losses': []}, 0.0)
+    while epoch < opt.epochs:
+        epoch += 1
+        if epoch in opt.epoch_step:  # a new optimizer: momentum restarts at a drop, as published
+            optimizer = make_optimizer(trainable, opt, learning_rate(epoch, opt))
+        start = time.time()
+        stats = train_epoch(epoch, loss_of, train_set, params, optimizer, opt)
+        end_epoch(epoch, stats, time.time() - start)
+
+
+def evaluate(opt, given, device):
+    """--evaluate: prints one json_stats line. The data set is that of the run folder's log where no option names one."""
+    f, params, records = load_net(opt.evaluate)
+    for name in {'dataset', 'dataroot', 'validate'} - given:
+        setattr(opt, name, records[0].get(name, getattr(opt, name)) if records else getattr(opt, name))
+    classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
+    if not same_classes(params, records, classes):
+        raise UserError(f'--evaluate {opt.evaluate}: has {len(params["fc.bias"])} classes, the data {len(classes)} ({utils.listing(classes)})')
+    train_set, test_set = load()
+    if opt.validate:
+        test_set = data.hold_out(train_set, opt.validate)[1]
+    test_set, params = utils.to_device(test_set, device), utils.to_device(params, device)
+    start = time.time()
+    test_loss, test_acc = test(f, params, test_set)
+    seconds = time.time() - start
+    record = {
+        'evaluate': opt.evaluate,
+        'dataset': opt.dataset,
+        'test_acc': test_acc,
+        'test_loss': test_loss,
+        'n_parameters': sum(v.numel() for k, v in params.items() if not utils.is_statistic(k)),
+        'multiply_adds': utils.multiply_adds(f, params, test_set.images.shape[1:3], device),
+        'images_per_second': len(test_set.labels) / seconds,
+        'test_time': seconds,
+    }
+    print(utils.json_stats(record))
+
+
+if __name__ == '__main__':
+    sys.exit(utils.call_main(main))

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import logging
 import math
 import os
 import re
@@ -21,6 +22,7 @@ from torch.nn.init import kaiming_normal_
 from torch.nn.parallel import parallel_apply
 from torch.nn.parallel._functions import Broadcast
 from torch.nn.parallel.scatter_gather import scatter
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class UserError(ValueError):
@@ -359,8 +361,8 @@ def _entries_5(path, h, root, **_):
         return h[entry.attrs['base_type']].name.rsplit('/', 1)[-1]
 
     group = _member(path, h, root)
-    if not isinstance(group, h5py.Group) or h[group.attrs['type']].name.rsplit('/', 1)[-1] != 'dict':
-        _refuse(path, root, 'not a dict')
+    if not isinstance(group, h5py.Group) or base_type(group) != 'dict':
+        _refuse(path, root, base_type(group))
     for key in group:
         name = key[1:-1] if re.fullmatch('".*"', key) else key
         node = _member(path, group, key)
@@ -532,6 +534,46 @@ def _plain(value):
     return str(value).replace(' ', '')
 
 
+def check_facts(facts: dict, checkpoint: dict) -> None:
+    """Raises UserError where the data or the teacher is not that of the run in the checkpoint."""
+    for name, option in ('data', 'dataroot'), ('teacher', 'teacher_id'):
+        if facts[name] != checkpoint['facts'].get(name):
+            raise UserError(f'--resume: the {name} of --{option} is not what the run began with')
+
+
+def load_optimizer(optimizer, checkpoint: dict) -> None:
+    try:
+        optimizer.load_state_dict(checkpoint['optimizer'])
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f'--resume: the optimizer state does not fit the net ({e})') from e
+
+
+def epoch_line(record: dict) -> str:
+    """What is printed of a log record."""
+    train = f'train loss {record["train_loss"]:.3f} acc {record["train_acc"]:.2f} %, ' if record['train_loss'] is not None else ''
+    ats = ' '.join(f'{v:.2e}' for v in record['at_losses'])
+    return (
+        f'epoch {record["epoch"]}/{record["epochs"]}: lr {record["lr"]:.2g}, {train}test loss {record["test_loss"]:.3f} '
+        f'acc {record["test_acc"]:.2f} %, {f"at {ats}, " if ats else ""}{record["train_time"]:.1f} + {record["test_time"]:.1f} s'
+    )
+
+
+def tensorboard_writer(folder, epoch: int):
+    """Curves go on after `epoch`; what a killed run wrote beyond it is hidden."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder, purge_step=epoch + 1)
+
+
+def write_curves(writer, record: dict) -> None:
+    for name in 'train_loss', 'train_acc', 'test_loss', 'test_acc', 'lr':
+        if record[name] is not None:
+            writer.add_scalar(name, record[name], record['epoch'])
+    for i, value in enumerate(record['at_losses']):
+        writer.add_scalar(f'at_loss/group{i}', value, record['epoch'])
+    writer.flush()
+
+
 class Stopped(BaseException):
     """A signal that ends the run, between two bytecodes of wherever it is."""
 
@@ -563,7 +605,71 @@ def call_main(main, argv=None) -> int:
             signal.signal(s, handler)
 
 
+# ---------------------------------------------------------------- devices
+
+
+def choose_device(opt) -> tuple[torch.device, list]:
+    """(device, device_ids for data_parallel) of --device, --cuda, --gpu_id and --ngpu; sets --nthread and --deterministic."""
+    if opt.cuda and opt.device not in ('auto', 'cuda'):
+        raise UserError(f'--cuda contradicts --device {opt.device}')
+    if opt.gpu_id:
+        os.environ['CUDA_VISIBLE_DEVICES'] = opt.gpu_id
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    name = 'cuda' if opt.cuda or opt.device == 'auto' and n_gpus else opt.device.replace('auto', 'cpu')
+    if name == 'cuda' and not n_gpus:
+        raise UserError('--device cuda: there is no CUDA device here; leave the option out to run on the CPU')
+    if name == 'mps' and not torch.backends.mps.is_available():
+        raise UserError('--device mps: there is no such device here; leave the option out to run on the CPU')
+    if opt.ngpu > max(1, n_gpus) or opt.ngpu > 1 and name != 'cuda':
+        raise UserError(f'--ngpu {opt.ngpu}: there are {n_gpus} GPUs here' + (f', and --device is {name}' if n_gpus else ''))
+    if opt.ngpu > 1 and opt.compile:
+        raise UserError('--compile works on one device; leave it out with --ngpu above 1')
+    if opt.nthread:
+        torch.set_num_threads(opt.nthread)
+    if opt.deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not opt.deterministic
+    return torch.device(name), list(range(opt.ngpu)) if name == 'cuda' else [torch.device(name)]
+
+
+def to_device(tensors, device):
+    """A dict or tuple of tensors on the device; 4-dimensional weights in channels_last memory, where convolutions are faster."""
+    if isinstance(tensors, tuple):
+        return type(tensors)(*(v.to(device) if torch.is_tensor(v) else v for v in tensors))
+
+    def place(v):
+        layout = torch.channels_last if v.dim() == 4 else torch.contiguous_format
+        return v.detach().to(device, memory_format=layout).requires_grad_(v.requires_grad)
+
+    return {k: place(v) for k, v in tensors.items()}
+
+
+def compiler_works(device) -> bool:
+    """Whether torch.compile can compile for the device; where it cannot, one line says why."""
+    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)  # it warns of CUDA where none is used
+    try:
+        torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(4096, device=device))
+    except torch._dynamo.exc.TorchDynamoException as e:
+        reason = ' '.join(str(e).split())[:200]
+        print(f'warning: --compile: no working compiler here, going on without ({reason})', file=sys.stderr)
+        return False
+    return True
+
+
+def multiply_adds(f, params: dict, size, device) -> int:
+    """Multiply-adds of convolutions and matrix products for one image of that (height, width)."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        f(torch.zeros(1, 3, *size, device=device), params, False)
+    return counter.get_total_flops() // 2
+
+
 # ---------------------------------------------------------------- options
+
+
+def listing(names, most: int = 5) -> str:
+    """The first names, for a message."""
+    return ', '.join(map(str, names[:most])) + (', …' if len(names) > most else '')
 
 
 class Parser(argparse.ArgumentParser):
