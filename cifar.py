@@ -95,7 +95,7 @@ def find_checkpoint(opt, given):
         opt.save = opt.save or str(folder)
     checkpoint = utils.load_checkpoint(source)
     utils.continue_options(opt, given, checkpoint)
-    return checkpoint, folder
+    return checkpoint, folder.resolve()
 
 
 # ---------------------------------------------------------------- nets
@@ -272,18 +272,19 @@ def learning_rate(epoch, opt):
 
 def main(argv=None):
     opt, given = parser.parse(argv)
-    device, device_ids = utils.choose_device(opt)
     if opt.evaluate:
-        return evaluate(opt, given, device)
+        return evaluate(opt, given)
 
     checkpoint, folder = find_checkpoint(opt, given)
     opt = complete(opt)
+    device, device_ids = utils.choose_device(opt)
     print(f'run folder: {opt.save}')
-    if checkpoint and checkpoint['epoch'] >= opt.epochs and folder == Path(opt.save):
+    here = folder == Path(opt.save).resolve()
+    if checkpoint and checkpoint['epoch'] >= opt.epochs and here:
         utils.agree(opt.save, checkpoint)
         print(f'finished: {checkpoint["epoch"]} epochs are done')
         return
-    if utils.holds_run(opt.save) and folder != Path(opt.save):
+    if utils.holds_run(opt.save) and not here:
         raise UserError(f'--save {opt.save}: holds a run already; go on with it by --resume, or choose another folder')
     utils.check_writable(opt.save)
 
@@ -311,83 +312,87 @@ def main(argv=None):
     train_set, test_set = (utils.to_device(s, device) for s in (train_set, test_set))
     params_t = utils.to_device(params_t, device)
     params = {f'student.{k}': v for k, v in utils.to_device(params_s, device).items()}
-    params_s = {k.removeprefix('student.'): v for k, v in params.items()}
     params |= {f'teacher.{k}': v for k, v in params_t.items()}
 
     if checkpoint:
-        teacher_test_acc = checkpoint['facts']['teacher_test_acc']
+        facts['teacher_test_acc'] = checkpoint['facts'].get('teacher_test_acc')
     else:
-        teacher_test_acc = test_teacher(f_teacher, params_t, records, test_set, opt) if f_teacher else None
-    facts['teacher_test_acc'] = teacher_test_acc
-
-    trainable = [v for v in params_s.values() if v.requires_grad]
-    n_parameters = sum(v.numel() for v in trainable)
-    print(f'WRN-{opt.depth}-{opt.width:g}: {n_parameters:,} parameters, {len(classes)} classes, {len(train_set.labels):,} training images')
+        facts['teacher_test_acc'] = test_teacher(f_teacher, params_t, records, test_set, opt) if f_teacher else None
     loss_of = make_loss(f_student, f_teacher, opt, device_ids)
     if opt.compile and utils.compiler_works(device):
-        loss_of = torch.compile(loss_of, dynamic=False)
+        loss_of = torch.compile(loss_of, dynamic=False)  # each batch shape by itself: a resumed run runs the same graphs
+    with utils.open_folder(opt.save):
+        if checkpoint:
+            (utils.agree if here else utils.save_run)(opt.save, checkpoint)
+        train(opt, loss_of, f_student, params, train_set, test_set, facts, checkpoint)
 
-    utils.make_folder(opt.save)
-    epoch, log = (checkpoint['epoch'], list(checkpoint['log'])) if checkpoint else (0, [])
-    optimizer = make_optimizer(trainable, opt, learning_rate(max(epoch, 1), opt))
+
+def train(opt, loss_of, f_student, params, train_set, test_set, facts, checkpoint):
+    """The epochs, from the checkpoint's on; after each the run folder is written, and a line."""
+    params_s = {k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')}
+    trainable = [v for v in params_s.values() if v.requires_grad]
+    n_parameters = sum(v.numel() for v in trainable)
+    print(f'WRN-{opt.depth}-{opt.width:g}: {n_parameters:,} parameters; {len(train_set.labels):,} images of {len(train_set.classes)} classes')
+
+    epoch, log = 0, []
+    optimizer = make_optimizer(trainable, opt, learning_rate(1, opt))
+    main.hint = 'nothing is saved yet; the same command with --resume starts it again'
     if checkpoint:
+        epoch, log = checkpoint['epoch'], list(checkpoint['log'])
         utils.load_optimizer(optimizer, checkpoint)
-        utils.save_run(opt.save, checkpoint) if folder != Path(opt.save) else utils.agree(opt.save, checkpoint)
-    main.hint = f'the same command with --resume goes on from {f"epoch {epoch}" if checkpoint else "the start"}'
+        main.hint = f'the same command with --resume goes on after epoch {epoch} of {opt.epochs}'
     curves = utils.tensorboard_writer(opt.save, epoch) if opt.tensorboard else None
 
-    def end_epoch(epoch, stats, train_time):
-        """Tests, then writes the run folder and a line."""
+    def end_epoch(stats, train_time):
         start = time.time()
         test_loss, test_acc = test(f_student, params_s, test_set)
         if not math.isfinite(test_loss):
-            raise UserError(f'epoch {epoch}: the test loss is {test_loss}; {opt.save} is as after the epoch before', status=1)
+            raise UserError(f'epoch {epoch}: the test loss is {test_loss}; {opt.save} is kept as after the epoch before', status=1)
         record = utils.run_options(opt) | {
             'epoch': epoch,
-            'lr': learning_rate(max(epoch, 1), opt),
             **stats,
             'test_loss': test_loss,
             'test_acc': test_acc,
-            'teacher_test_acc': teacher_test_acc,
+            'teacher_test_acc': facts['teacher_test_acc'],
+            'lr': learning_rate(max(epoch, 1), opt),
             'n_parameters': n_parameters,
-            'num_classes': len(classes),
-            'classes': classes,
+            'num_classes': len(train_set.classes),
+            'classes': train_set.classes,
             'torch': torch.__version__,
             'train_time': train_time,
             'test_time': time.time() - start,
         }
         log.append(utils.json_stats(record))
-        utils.save_run(
-            opt.save,
-            {
-                'params': {k: v.detach() for k, v in params_s.items()},
-                'optimizer': optimizer.state_dict(),
-                'epoch': epoch,
-                'step': 0,
-                'options': utils.run_options(opt),
-                'log': log,
-                'facts': facts,
-                'random': {'torch': torch.get_rng_state()},
-            },
-        )
+        checkpoint = {
+            'params': {k: v.detach() for k, v in params_s.items()},
+            'optimizer': optimizer.state_dict(),
+            'epoch': epoch,
+            'step': 0,
+            'options': utils.run_options(opt),
+            'log': log,
+            'facts': facts,
+            'random': {'torch': torch.get_rng_state()},
+        }
+        utils.save_run(opt.save, checkpoint)
+        main.hint = f'the same command with --resume goes on after epoch {epoch} of {opt.epochs}'
         print(utils.epoch_line(record), flush=True)
         if curves:
             utils.write_curves(curves, record)
-        main.hint = f'the same command with --resume goes on after epoch {epoch} of {opt.epochs}'
 
     if opt.epochs == 0:
-        end_epoch(0, {'train_loss': None, 'train_acc': None, 'at_losses': []}, 0.0)
+        end_epoch({'train_loss': None, 'train_acc': None, 'at_losses': []}, 0.0)
     while epoch < opt.epochs:
         epoch += 1
         if epoch in opt.epoch_step:  # a new optimizer: momentum restarts at a drop, as published
             optimizer = make_optimizer(trainable, opt, learning_rate(epoch, opt))
         start = time.time()
         stats = train_epoch(epoch, loss_of, train_set, params, optimizer, opt)
-        end_epoch(epoch, stats, time.time() - start)
+        end_epoch(stats, time.time() - start)
 
 
-def evaluate(opt, given, device):
+def evaluate(opt, given):
     """--evaluate: prints one json_stats line. The data set is that of the run folder's log where no option names one."""
+    device, _ = utils.choose_device(opt)
     f, params, records = load_net(opt.evaluate)
     for name in {'dataset', 'dataroot', 'validate'} - given:
         setattr(opt, name, records[0].get(name, getattr(opt, name)) if records else getattr(opt, name))

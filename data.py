@@ -264,41 +264,44 @@ def normalize(batch: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------- shapes: a set that is drawn, not loaded
 
 SHAPES = ['disc', 'ring', 'square', 'frame', 'triangle', 'diamond', 'cross', 'plus', 'star', 'arrow']
-SHAPES_TRAIN, SHAPES_TEST = 4000, 2000
+SHAPES_TRAIN, SHAPES_TEST = 3000, 1000
 
 
 def draw_shapes(n: int, seed: int) -> ImageSet:
-    """n images of 32x32 pixels, of ten classes in turn: a small coloured shape on a ground of distracting textures."""
+    """n images of 32x32 pixels, of ten classes in turn: a small shape on a textured ground, among scraps.
+
+    Each class has a colour of its own, but so has every scrap that of some class: who looks at the shape alone has it easy,
+    who looks everywhere is misled. A flip leaves the class as it is."""
     rng = np.random.default_rng(seed)
-    images = np.stack([_draw_shape(SHAPES[i % len(SHAPES)], rng) for i in range(n)])
+    images = np.stack([_draw_shape(i % len(SHAPES), rng) for i in range(n)])
     return ImageSet(torch.from_numpy(images), torch.arange(n) % len(SHAPES), SHAPES)
 
 
-def _draw_shape(name, rng, size=32, scale=8):
-    # Drawn 8 times larger and averaged down, so that edges are smooth and positions finer than a pixel.
-    S = size * scale
-    image = cv2.resize(rng.integers(0, 256, (4, 4, 3), np.uint8), (S, S), interpolation=cv2.INTER_CUBIC)
-    for _ in range(6):  # lines and blots in colours of their own: edges that mean nothing
-        colour = tuple(int(c) for c in rng.integers(0, 256, 3))
-        a, b = rng.integers(0, S, (2, 2)).tolist()
-        if rng.random() < 0.5:
-            cv2.line(image, a, b, colour, int(rng.integers(1, 3)) * scale)
-        else:
-            cv2.ellipse(image, a, rng.integers(scale, 3 * scale, 2).tolist(), float(rng.integers(180)), 0, 360, colour, -1)
-    r = rng.uniform(4.5, 6.5) * scale
-    centre = rng.uniform(r, S - r, 2)
-    colour = tuple(int(c) for c in rng.integers(0, 256, 3))
-    mask = np.zeros((S, S), np.uint8)
-    angle = rng.uniform(-0.25, 0.25)
-    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    for value, polygon in shape_polygons(name):
-        cv2.fillPoly(mask, [np.rint(centre + r * np.asarray(polygon) @ turn).astype(np.int32)], value)
-    image[mask > 0] = colour
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+def _draw_shape(label, rng, size=32, scraps=7):
+    coarse = rng.uniform(65, 190, (8, 8, 1)) + rng.uniform(-35, 35, (8, 8, 3))
+    image = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 8, (size, size, 1))
+    for _ in range(scraps):
+        triangle = rng.uniform(0, size, 2) + rng.uniform(-5.2, 5.2, (3, 2))
+        _paint(image, [(255, triangle)], rng.integers(len(SHAPES)), rng)
+    radius, angle = rng.uniform(4, 5.5), rng.uniform(-0.2, 0.2)
+    centre = rng.uniform(radius + 1, size - radius - 1, 2)
+    turn = radius * np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    _paint(image, [(value, centre + polygon @ turn) for value, polygon in shape_polygons(SHAPES[label])], label, rng)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def _paint(image, polygons, label, rng):
+    """Fills polygons, [(255, or 0 to cut out, points)], with smooth edges in about the colour of a class."""
+    mask = np.zeros(image.shape[:2], np.uint8)
+    for value, points in polygons:
+        cv2.fillPoly(mask, [np.rint(points * 256).astype(np.int32)], value, cv2.LINE_AA, shift=8)
+    hue = 0.6 * label + rng.uniform(-0.3, 0.3) + np.array([0, 2, 4])  # of 6, for red, green, blue
+    colour = 255 * (np.abs(hue % 6 - 3) - 1).clip(0, 1)
+    image += (mask / 255)[..., None] * (colour - image)
 
 
 def shape_polygons(name):
-    """[(1 to fill or 0 to cut out, points in the unit disc)] of a class of SHAPES."""
+    """[(255 to fill or 0 to cut out, points in the unit disc)] of a class of SHAPES."""
 
     def regular(n, radius=1.0, start=0.0):
         t = start + 2 * math.pi * np.arange(n) / n
@@ -308,14 +311,14 @@ def shape_polygons(name):
     diagonal = bar @ (np.array([[1, 1], [-1, 1]]) / math.sqrt(2))
     star = np.stack([regular(5), regular(5, 0.4, math.pi / 5)], 1).reshape(-1, 2)
     return {
-        'disc': [(1, regular(40, 0.9))],
-        'ring': [(1, regular(40, 0.9)), (0, regular(40, 0.5))],
-        'square': [(1, regular(4, start=math.pi / 4))],
-        'frame': [(1, regular(4, start=math.pi / 4)), (0, regular(4, 0.55, math.pi / 4))],
-        'triangle': [(1, regular(3))],
-        'diamond': [(1, regular(4))],
-        'cross': [(1, diagonal), (1, diagonal[:, ::-1] * (1, -1))],
-        'plus': [(1, bar), (1, bar[:, ::-1])],
-        'star': [(1, star)],
-        'arrow': [(1, np.array([(0, -1), (0.8, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-0.8, 0)]))],
+        'disc': [(255, regular(40, 0.9))],
+        'ring': [(255, regular(40, 0.9)), (0, regular(40, 0.5))],
+        'square': [(255, regular(4, start=math.pi / 4))],
+        'frame': [(255, regular(4, start=math.pi / 4)), (0, regular(4, 0.55, math.pi / 4))],
+        'triangle': [(255, regular(3))],
+        'diamond': [(255, regular(4))],
+        'cross': [(255, diagonal), (255, diagonal[:, ::-1] * (1, -1))],
+        'plus': [(255, bar), (255, bar[:, ::-1])],
+        'star': [(255, star)],
+        'arrow': [(255, np.array([(0, -1), (0.8, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-0.8, 0)]))],
     }[name]

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import fcntl
 import json
 import logging
 import math
@@ -9,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import zipfile
 import zlib
 from functools import partial
 from pathlib import Path
@@ -390,7 +392,7 @@ def write_atomically(path, write) -> None:
 
     Raises UserError, status 1, where the disk refuses (full, read-only); the old file is then untouched."""
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary = path.with_name(f'.{path.name}.part')
     try:
         write(temporary)
         with open(temporary, 'rb') as file:
@@ -466,11 +468,25 @@ def check_writable(folder) -> None:
             return
 
 
-def make_folder(folder) -> None:
+@contextlib.contextmanager
+def open_folder(folder):
+    """Creates the run folder, locks it for this process, and removes what a killed run left half-written.
+
+    Raises UserError where it cannot be created, or another process trains in it."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
     except OSError as e:
         raise UserError(f'--save {folder}: cannot be created: {e.strerror}') from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for half in Path(folder).glob('.*.part'):
+            half.unlink()
+        yield
+    except BlockingIOError as e:
+        raise UserError(f'--save {folder}: another process is training in it') from e
+    finally:
+        os.close(lock)
 
 
 CHECKPOINT = {'params': dict, 'optimizer': dict, 'epoch': int, 'step': int, 'options': dict, 'log': list, 'facts': dict, 'random': dict}
@@ -501,8 +517,11 @@ def load_checkpoint(path) -> dict:
     path = Path(path)
     path = path / 'checkpoint.pt' if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f'--resume: {path}: no such file')
+        raise UserError(f'--resume: {path}: no such file; a run goes on from its checkpoint.pt alone')
     checkpoint = torch_load(path)
+    with reading(path), zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+        if archive.testzip():
+            raise UserError(f'--resume: {path}: damaged, its checksums are wrong')
     for key, kind in CHECKPOINT.items():
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
             raise UserError(f'--resume: {path}: not a checkpoint of this program ({key!r} is missing or damaged)')
@@ -521,6 +540,9 @@ def run_options(opt) -> dict:
 
 def continue_options(opt, given: set, checkpoint: dict) -> None:
     """Sets every option that was not given to that of the run in `checkpoint`. Raises UserError naming one that was given and differs."""
+    old_epochs = checkpoint['options'].get('epochs')
+    if 'epochs' in given and opt.epochs != old_epochs and 'epoch_step' not in given:
+        print(f'--epochs {opt.epochs} in place of {old_epochs}: the rate still drops at {_plain(checkpoint["options"].get("epoch_step"))}')
     for name, old in checkpoint['options'].items():
         if name == 'save' or not hasattr(opt, name):
             continue

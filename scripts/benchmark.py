@@ -1,0 +1,518 @@
+"""Speed and memory of the attention-transfer step, WRN-16-2 to WRN-16-1, data included, beside the loop of 2018 and the bound.
+
+    python scripts/benchmark.py                          # all six
+    python scripts/benchmark.py --only a,d,e             # some of them
+    python scripts/benchmark.py --profile --only c,d     # and where a compiled step spends its time
+
+    a  the loop as published in 2018: float32, contiguous tensors, eager; images pass one by one through torchvision in two
+       loader workers; every step reads its losses back
+    b  ours: cifar.train_epoch, float32, eager
+    c  the same with --compile
+    d  the same with --compile --dtype bfloat16
+    e  the bound, in float32 and in bfloat16: the convolutions and matrix products of b's step and of its bfloat16 twin, recorded and
+       played back with nothing between them
+
+Each runs in a process of its own and they take turns, so that a machine that slows down slows all of them. Images are random:
+none is read from disk. Run it with nothing else on the machine.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import cifar
+import data
+import resnet
+import utils
+from utils import number
+
+# name: (what it is, dtype, whether it compiles)
+VARIANTS = {
+    'a': ('as published in 2018', 'float', False),
+    'b': ('ours, eager', 'float', False),
+    'c': ('ours, compiled', 'float', True),
+    'd': ('ours, compiled', 'bfloat16', True),
+    'e32': ('bound', 'float', False),
+    'e16': ('bound', 'bfloat16', False),
+}
+TEACHER, STUDENT, BETA = (16, 2), (16, 1), 1e3
+CONVOLUTIONS = ('aten.convolution', 'aten.convolution_backward')
+PRODUCTS = ('aten.mm', 'aten.addmm')
+
+
+def variants(text):
+    """An argparse type: 'a,e' -> ['a', 'e32', 'e16']."""
+    chosen = [v for name in text.split(',') for v in VARIANTS if name in (v, v[0])]
+    if not all(name in {*VARIANTS, 'e'} for name in text.split(',')):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a list of {", ".join(VARIANTS)} (e: both bounds)'
+        )
+    return list(dict.fromkeys(chosen))
+
+
+parser = utils.Parser(__doc__)
+parser.add_argument(
+    '--rounds',
+    default=7,
+    type=number(int, 1),
+    help='turns of each; the median is printed (default: 7)',
+)
+parser.add_argument('--steps', default=40, type=number(int, 1), help='steps a turn (default: 40)')
+parser.add_argument(
+    '--batch_size', default=128, type=number(int, 1), help='images a step (paper: 128)'
+)
+parser.add_argument(
+    '--images', default=50000, type=number(int, 1), help='images in memory (CIFAR: 50000)'
+)
+parser.add_argument(
+    '--only',
+    default=list(VARIANTS),
+    type=variants,
+    metavar='LIST',
+    help='of a,b,c,d,e, such as a,e (default: all)',
+)
+parser.add_argument(
+    '--nthread', default=0, type=number(int, 0), help='CPU threads of each (default: 0, one a core)'
+)
+parser.add_argument(
+    '--device',
+    default='auto',
+    choices=['auto', 'cpu', 'cuda', 'mps'],
+    help='auto: cuda where there is one, else cpu',
+)
+parser.add_argument('--json', metavar='FILE', help='also write everything measured there')
+parser.add_argument(
+    '--profile', action='store_true', help='afterwards print where the time of b, c, d goes'
+)
+
+
+# ---------------------------------------------------------------- ours
+
+
+def cifar_options(opt, dtype):
+    """What cifar.py would make of the command that this measures."""
+    argv = f'--beta {BETA} --alpha 0 --dtype {dtype} --batch_size {opt.batch_size} --nthread {opt.nthread} --device {opt.device}'
+    return cifar.parser.parse(argv.split())[0]
+
+
+def random_set(n):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return data.ImageSet(
+        images, torch.randint(10, (n,), generator=generator), [str(i) for i in range(10)]
+    )
+
+
+def make_nets(device):
+    """(f_student, f_teacher, params, the student's trainable tensors), as cifar.main makes them."""
+    torch.manual_seed(0)
+    params, functions = {}, []
+    for base, (depth, width) in ('student.', STUDENT), ('teacher.', TEACHER):
+        f, p = resnet.wrn(depth, width, 10)
+        functions.append(f)
+        params |= {base + k: v for k, v in utils.to_device(p, device).items()}
+    params = {k: v.detach() if k.startswith('teacher.') else v for k, v in params.items()}
+    return *functions, params, [v for v in params.values() if v.requires_grad]
+
+
+def ours(opt, dtype, compiled):
+    """run(steps) of cifar.train_epoch on so many batches of the set."""
+    options = cifar_options(opt, dtype)
+    device, device_ids = utils.choose_device(options)
+    f_student, f_teacher, params, trainable = make_nets(device)
+    loss_of = cifar.make_loss(f_student, f_teacher, options, device_ids)
+    if compiled:
+        loss_of = torch.compile(loss_of, dynamic=False)
+    optimizer = cifar.make_optimizer(trainable, options, options.lr)
+    whole = utils.to_device(random_set(opt.images), device)
+
+    def run(steps):
+        n = steps * options.batch_size
+        part = data.ImageSet(whole.images[:n], whole.labels[:n], whole.classes)
+        cifar.train_epoch(1, loss_of, part, params, optimizer, options)
+
+    return run
+
+
+# ---------------------------------------------------------------- the loop of 2018
+
+
+def published(opt, dtype, compiled):
+    """run(steps) of the published training loop, rewritten from its description."""
+    import torchvision.transforms as T
+    from PIL import Image
+
+    device, _ = utils.choose_device(cifar_options(opt, dtype))
+    _, _, params, trainable = make_nets(device)
+    params = {k: v.detach().contiguous().requires_grad_(v.requires_grad) for k, v in params.items()}
+    trainable = [v for v in params.values() if v.requires_grad]
+    optimizer = torch.optim.SGD(trainable, 0.1, momentum=0.9, weight_decay=5e-4)
+    images, labels, _ = random_set(opt.images)
+    images, labels = images.numpy(), labels.tolist()
+    mean, std = ([v / 255 for v in values] for values in (data.MEAN, data.STD))
+    transform = T.Compose(
+        [
+            T.Pad(4, padding_mode='reflect'),
+            T.RandomHorizontalFlip(),
+            T.RandomCrop(32),
+            T.ToTensor(),
+            T.Normalize(mean, std),
+        ]
+    )
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(labels)
+
+        def __getitem__(self, i):
+            return transform(Image.fromarray(images[i])), labels[i]
+
+    def batch_norm(x, base, training):
+        mean, var, weight, bias = (
+            params[f'{base}.{k}'] for k in ('running_mean', 'running_var', 'weight', 'bias')
+        )
+        return F.relu(F.batch_norm(x, mean, var, weight, bias, training), inplace=True)
+
+    def block(x, base, training, stride):
+        o1 = batch_norm(x, f'{base}.bn0', training)
+        y = F.conv2d(o1, params[f'{base}.conv0'], stride=stride, padding=1)
+        z = F.conv2d(batch_norm(y, f'{base}.bn1', training), params[f'{base}.conv1'], padding=1)
+        convdim = params.get(f'{base}.convdim')
+        return z + (x if convdim is None else F.conv2d(o1, convdim, stride=stride))
+
+    def net(x, base, training):
+        x, groups = F.conv2d(x, params[f'{base}conv0'], padding=1), []
+        for i in range(3):
+            for j in range(2):
+                x = block(x, f'{base}group{i}.block{j}', training, 2 if i > 0 and j == 0 else 1)
+            groups.append(x)
+        o = F.avg_pool2d(batch_norm(x, f'{base}bn', training), 8).view(len(x), -1)
+        return F.linear(o, params[f'{base}fc.weight'], params[f'{base}fc.bias']), groups
+
+    def attention(x):
+        return F.normalize(x.pow(2).mean(1).view(len(x), -1))
+
+    def batches():
+        while True:
+            yield from torch.utils.data.DataLoader(
+                Images(),
+                opt.batch_size,
+                shuffle=True,
+                num_workers=2,
+                multiprocessing_context='fork',
+                pin_memory=device.type == 'cuda',
+            )
+
+    batch = batches()
+
+    def run(steps):
+        for _ in range(steps):
+            x, targets = (v.to(device) for v in next(batch))
+            logits, groups = net(x, 'student.', True)
+            with torch.no_grad():
+                _, teacher_groups = net(x, 'teacher.', False)
+            at_losses = [
+                (attention(s) - attention(t)).pow(2).mean() for s, t in zip(groups, teacher_groups)
+            ]
+            _ = [v.item() for v in at_losses]
+            loss = F.cross_entropy(logits, targets) + BETA * sum(at_losses)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            _ = loss.item(), logits.detach().topk(1)[1].cpu()
+
+    return run
+
+
+# ---------------------------------------------------------------- the bound
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the calls of convolutions and matrix products, forward and backward, with their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func.overloadpacket) in CONVOLUTIONS + PRODUCTS:
+            self.calls.append(
+                (func, [v.detach() if torch.is_tensor(v) else v for v in args], kwargs or {})
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def record_step(opt, dtype):
+    """The calls of one eager step of ours, as Recorder keeps them."""
+    with Recorder() as recorder:
+        ours(opt, dtype, compiled=False)(1)
+    return recorder.calls
+
+
+def bound(opt, dtype, compiled):
+    """run(steps) of nothing but the calls of one step of ours, each on the very tensors that the step gave it."""
+    calls = record_step(opt, dtype)
+
+    @torch.no_grad()
+    def run(steps):
+        for _ in range(steps):
+            for func, args, kwargs in calls:
+                func(*args, **kwargs)
+
+    return run
+
+
+def flops(opt, dtype='float'):
+    """Floating-point operations of a step's convolutions and matrix products."""
+    run = bound(opt, dtype, False)
+    with FlopCounterMode(display=False) as counter:
+        run(1)
+    return counter.get_total_flops()
+
+
+# ---------------------------------------------------------------- where the time goes
+
+
+def profile(run, steps, device):
+    """{group: share of the time} of `steps` steps, by the profiler; a compiled kernel is named by what was fused into it."""
+    shares = defaultdict(float)
+    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (
+        device == 'cuda'
+    )
+    with torch.profiler.profile(activities=activities) as profiler:
+        run(steps)
+    for event in profiler.key_averages():
+        if device != 'cuda':
+            shares[group_of(event.key)] += event.self_cpu_time_total
+        elif event.device_type == torch.autograd.DeviceType.CUDA:
+            shares[group_of(event.key)] += event.self_device_time_total
+    total = sum(shares.values())
+    return {k: v / total for k, v in sorted(shares.items(), key=lambda item: -item[1])}
+
+
+def group_of(name):
+    """The group of an operator, a compiled kernel or a GPU kernel, by its name."""
+    name = name.lower()
+    fused = 'fused' in name
+    groups = {
+        'data': fused
+        and 'arange' in name
+        and 'index' in name
+        or name in ('aten::index', 'aten::random_'),
+        'compiled, backward': fused and ('backward' in name or 'sgn' in name),
+        'compiled, forward': fused,
+        'convolutions': any(
+            s in name for s in ('conv', 'wgrad', 'dgrad', 'fprop', 'implicit_gemm')
+        ),
+        'matrix products': name in ('aten::mm', 'aten::addmm') or 'gemm' in name,
+        'batch norm': 'batch_norm' in name or 'batchnorm' in name,
+        'optimizer': 'optimizer' in name or '_foreach' in name or 'multi_tensor' in name,
+        'other pointwise and reductions': name.startswith('aten::')
+        or 'elementwise' in name
+        or 'reduce' in name,
+    }
+    return next((group for group, belongs in groups.items() if belongs), 'rest (Python, launching)')
+
+
+# ---------------------------------------------------------------- a process for each
+
+
+def worker(name, opt, pipe):
+    """Makes a variant, says so, then runs as many steps as it is told, answering with the seconds they took."""
+    _, dtype, compiled = VARIANTS[name]
+    if compiled and opt.profile:
+        torch._inductor.config.cpp.enable_kernel_profile = (
+            True  # kernels appear in the profile by name
+        )
+    build = published if name == 'a' else bound if name[0] == 'e' else ours
+    run = build(opt, dtype, compiled)
+    cuda = torch.cuda.is_available() and opt.device in ('auto', 'cuda')
+
+    def timed(steps):
+        start = time.perf_counter()
+        run(steps)
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    while (message := pipe.recv()) != 'stop':
+        pipe.send(
+            profile(run, opt.steps, 'cuda' if cuda else 'cpu')
+            if message == 'profile'
+            else timed(message)
+        )
+    unit = 1 if sys.platform == 'darwin' else 1024
+    pipe.send(
+        (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            torch.cuda.max_memory_allocated() if cuda else 0,
+        )
+    )
+
+
+def tree_memory(pid):
+    """Bytes of a process and all below it, shared pages counted once. Processes end while one looks: they count 0."""
+    parents = {}
+    for entry in Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(OSError):
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(')')[2].split()[1])
+    tree, total = {pid}, 0
+    while more := {p for p, parent in parents.items() if parent in tree} - tree:
+        tree |= more
+    for p in tree:
+        with contextlib.suppress(OSError):
+            lines = Path(f'/proc/{p}/smaps_rollup').read_text().splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith('Pss:'))
+    return total
+
+
+class Variant:
+    """A worker process. Its memory is looked at only in turns that are not timed, as looking holds the process up."""
+
+    def __init__(self, name, opt):
+        context = multiprocessing.get_context('spawn')
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=worker, args=(name, opt, other))
+        self.process.start()
+        other.close()
+        self.times, self.peak = [], 0
+
+    def ask(self, message, watched=False):
+        self.pipe.send(message)
+        while watched and not self.pipe.poll(0.05):
+            self.peak = max(self.peak, tree_memory(self.process.pid))
+        return self.pipe.recv()
+
+    def stop(self):
+        alone, self.gpu_peak = self.ask('stop')
+        self.peak = (
+            self.peak or alone
+        )  # where there is no /proc: the process without its loader workers
+        self.process.join()
+
+
+def measure(opt):
+    """{name: Variant} after all rounds, and {name: profile}."""
+    running, profiles = {}, {}
+    try:
+        for name in opt.only:
+            print(f'starting {name}: {VARIANTS[name][0]}, {VARIANTS[name][1]}', file=sys.stderr)
+            running[name] = Variant(name, opt)
+            start = time.perf_counter()
+            running[name].ask(opt.steps, watched=True)  # starts and compiles
+            running[name].start_time = time.perf_counter() - start
+            running[name].ask(opt.steps, watched=True)
+        for i in range(opt.rounds):
+            for name in opt.only[:: -1 if i % 2 else 1]:
+                time.sleep(0.1)  # the threads of the one before go to sleep
+                running[name].times.append(running[name].ask(opt.steps))
+            print(f'round {i + 1} of {opt.rounds}', file=sys.stderr)
+        if opt.profile:
+            profiles = {name: running[name].ask('profile') for name in opt.only if name in 'bcd'}
+        for variant in running.values():
+            variant.stop()
+    except EOFError:
+        raise utils.UserError('a variant ended early; its error is above', status=1) from None
+    finally:
+        for variant in running.values():
+            variant.process.kill()
+    return running, profiles
+
+
+# ---------------------------------------------------------------- the table
+
+
+def machine():
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        cpu = [
+            line.split(':')[1].strip()
+            for line in open('/proc/cpuinfo')
+            if line.startswith('model name')
+        ][0]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    return f'{cpu}, {os.cpu_count()} cores, {gpu}; torch {torch.__version__}; {time.strftime("%Y-%m-%d")}'
+
+
+def table(opt, running):
+    """The rows as dicts: what is printed and written by --json."""
+    images = opt.steps * opt.batch_size
+    speed = {name: images / statistics.median(v.times) for name, v in running.items()}
+    rows = []
+    for name, v in running.items():
+        what, dtype, _ = VARIANTS[name]
+        limit = speed.get('e16' if dtype == 'bfloat16' else 'e32')
+        rows.append(
+            {
+                'variant': name,
+                'what': what,
+                'dtype': dtype,
+                'images_per_second': speed[name],
+                'slowest': images / max(v.times),
+                'fastest': images / min(v.times),
+                'share_of_bound': speed[name] / limit if limit else None,
+                'ratio_to_a': speed[name] / speed['a'] if 'a' in speed else None,
+                'peak_memory': v.peak,
+                'gpu_peak_memory': v.gpu_peak,
+                'start_time': v.start_time,
+            }
+        )
+    return rows
+
+
+def main(argv=None):
+    opt, _ = parser.parse(argv)
+    if opt.steps * opt.batch_size > opt.images:
+        raise utils.UserError(
+            f'--images {opt.images}: a turn takes {opt.steps} steps of {opt.batch_size} images'
+        )
+    utils.choose_device(cifar_options(opt, 'float'))
+    print(machine())
+    with (
+        tempfile.TemporaryDirectory() as cache
+    ):  # an empty one, so that the memory of compiling is always counted
+        os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', cache)
+        running, profiles = measure(opt)
+    rows = table(opt, running)
+    print(f'batch {opt.batch_size}, medians of {opt.rounds} rounds of {opt.steps} steps')
+    print(
+        f'{"":4}{"":21}{"dtype":10}{"img/s":>8}{"slowest-fastest":>17}{"of bound":>10}{"to a":>7}{"peak GB":>9}{"GPU GB":>8}{"start s":>9}'
+    )
+    for r in rows:
+        share = f'{r["share_of_bound"]:.0%}' if r['share_of_bound'] else '-'
+        ratio = f'{r["ratio_to_a"]:.2f}' if r['ratio_to_a'] else '-'
+        span = f'{r["slowest"]:.0f}-{r["fastest"]:.0f}'
+        print(
+            f'{r["variant"]:4}{r["what"]:21}{r["dtype"]:10}{r["images_per_second"]:8.0f}{span:>17}{share:>10}{ratio:>7}'
+            f'{r["peak_memory"] / 1e9:9.2f}{r["gpu_peak_memory"] / 1e9:8.2f}{r["start_time"]:9.1f}'
+        )
+    for name, shares in profiles.items():
+        print(
+            f'{name} by profile: '
+            + ', '.join(f'{group} {share:.1%}' for group, share in shares.items())
+        )
+    if opt.json:
+        record = {'machine': machine(), 'options': vars(opt), 'rows': rows, 'profiles': profiles}
+        record['times'] = {name: v.times for name, v in running.items()}
+        utils.write_text(opt.json, json.dumps(record, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    sys.exit(utils.call_main(main))

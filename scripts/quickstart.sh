@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Attention transfer from nothing: a teacher, a student alone, and the same student with attention transfer from that teacher.
+#
+#   bash scripts/quickstart.sh            on `shapes`, which is drawn: no download, under 5 minutes on 2 CPU cores
+#   bash scripts/quickstart.sh cifar10    on CIFAR-10: 10 epochs, about 50 minutes on 2 CPU cores
+#
+# Makes .venv on the first run. Run again, it skips what is done and goes on with what was stopped. Environment:
+#   SEED=0  EPOCHS=10 (published: 200)  SAVE=logs/quickstart  PYTHON, VENV: see setup.sh
+#   DATAROOT=~/data  where CIFAR-10 is, or goes; a folder with train/CLASS/* and test/CLASS/* is used as it is
+set -euo pipefail
+
+caller=$PWD
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$caller/$1" ;; esac; }
+
+set_name=${1:-shapes}
+case $set_name in
+  shapes)
+    data=(--dataset shapes --batch_size 64)
+    epochs=${EPOCHS:-10}
+    ;;
+  cifar10)
+    root=$(absolute "${DATAROOT:-$HOME/data}")
+    if [ -d "$root/train" ]; then
+      data=(--dataset folder --dataroot "$root")
+    else
+      mkdir -p "$root"
+      data=(--dataset CIFAR10 --dataroot "$root")
+    fi
+    epochs=${EPOCHS:-10}
+    ;;
+  *) complain "unknown set $set_name; use shapes (default) or cifar10" ;;
+esac
+seed=${SEED:-0}
+save=$(absolute "${SAVE:-$PWD/logs/quickstart}")
+[ "$set_name" = shapes ] || save=$save/$set_name
+[ "$seed" = 0 ] || save=$save/seed$seed
+
+teacher=$save/teacher student=$save/student transfer=$save/student_at
+
+train() {
+  echo
+  echo "== $1"
+  "$VENV_PYTHON" cifar.py "${data[@]}" --epochs "$epochs" --seed "$seed" --resume "${@:2}"
+}
+
+train 'teacher: WRN-16-2' --save "$teacher" --depth 16 --width 2
+train 'student alone: WRN-16-1' --save "$student" --depth 16 --width 1
+train 'student with attention transfer: WRN-16-1' --save "$transfer" --depth 16 --width 1 --teacher_id "$teacher" --beta 1e+3
+
+echo
+labels=('teacher WRN-16-2' 'student WRN-16-1' 'student + AT')
+"$VENV_PYTHON" scripts/plot.py "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/curves.png"
+"$VENV_PYTHON" scripts/attention.py --weights "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/attention.png"

@@ -1,0 +1,50 @@
+# Sourced by the other scripts: `. scripts/setup.sh` leaves the repository root as working directory and a Python with everything
+# of requirements.txt in $VENV_PYTHON. A second time it does nothing unless requirements.txt has changed.
+#
+#   PYTHON=python3.12   the Python to make .venv with (default: python3); 3.10 or newer, with venv
+#   VENV=DIR            an environment to use as it is, nothing is installed into it
+
+case ${VENV:-/} in /*) ;; *) VENV=$PWD/$VENV ;; esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+complain() {
+  echo "$(basename "$0"): error: $*" >&2
+  exit 2
+}
+
+make_venv() {
+  local python=${PYTHON:-python3}
+  command -v "$python" > /dev/null || complain "there is no $python; install Python 3.10 or newer, or name it: PYTHON=/path/to/python3 bash $0"
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+    || complain "$python is $("$python" -V 2>&1); 3.10 or newer is needed: PYTHON=/path/to/python3 bash $0"
+  "$python" -c 'import venv, ensurepip' 2> /dev/null \
+    || complain "$python has no venv; install it (Debian, Ubuntu: apt install python3-venv), or name another: PYTHON=/path/to/python3 bash $0"
+  "$python" -m venv .venv
+}
+
+install_requirements() {
+  echo 'installing requirements.txt into .venv'
+  .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt \
+    || complain 'the installation failed (see above); the same command tries it again'
+  # opencv-python wants libGL, which servers lack. Both packages hold the same cv2.
+  if ! .venv/bin/python -c 'import cv2' 2> /dev/null; then
+    echo 'opencv-python cannot be imported here (no libGL?): putting opencv-python-headless in its place'
+    .venv/bin/python -m pip uninstall --yes --quiet opencv-python
+    .venv/bin/python -m pip install --disable-pip-version-check opencv-python-headless
+    .venv/bin/python -c 'import cv2' || complain 'cv2 cannot be imported (see above)'
+  fi
+}
+
+if [ -n "${VENV:-}" ]; then
+  VENV_PYTHON=$VENV/bin/python
+  [ -x "$VENV_PYTHON" ] || complain "VENV=$VENV: there is no $VENV_PYTHON"
+else
+  VENV_PYTHON=.venv/bin/python
+  # An interpreter that does not start, such as of a copied or half-made .venv, is made anew.
+  "$VENV_PYTHON" -m pip --version > /dev/null 2>&1 || { rm -f .venv/installed; make_venv; }
+  stamp=$(cksum < requirements.txt)
+  if [ "$(cat .venv/installed 2> /dev/null)" != "$stamp" ]; then
+    install_requirements
+    echo "$stamp" > .venv/installed
+  fi
+fi

@@ -1,0 +1,414 @@
+"""resnet.py against an independent torch.nn.Module, written from the paper's description of the net."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import resnet
+import utils
+from utils import UserError
+
+
+@pytest.fixture(autouse=True, scope='module')
+def one_thread():
+    # Threads that wait for each other make tiny convolutions a hundred times slower on a busy machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# ---------------------------------------------------------------- the independent net
+
+
+class Block(nn.Module):
+    def __init__(self, ni, no, stride):
+        super().__init__()
+        self.bn0 = nn.BatchNorm2d(ni)
+        self.conv0 = nn.Conv2d(ni, no, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(no)
+        self.conv1 = nn.Conv2d(no, no, 3, 1, 1, bias=False)
+        self.convdim = nn.Conv2d(ni, no, 1, stride, bias=False) if ni != no else None
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        o = self.relu(self.bn0(x))
+        z = self.conv1(self.relu(self.bn1(self.conv0(o))))
+        return z + (x if self.convdim is None else self.convdim(o))
+
+
+class WideResNet(nn.Module):
+    def __init__(self, depth, width, num_classes):
+        super().__init__()
+        n = (depth - 4) // 6
+        channels = [16, int(16 * width), int(32 * width), int(64 * width)]
+        self.conv0 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        for g in range(3):
+            blocks = [
+                Block(channels[g + (i > 0)], channels[g + 1], 2 if g and not i else 1)
+                for i in range(n)
+            ]
+            setattr(self, f'group{g}', nn.Sequential(*blocks))
+        self.bn = nn.BatchNorm2d(channels[3])
+        self.head = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(channels[3], num_classes)
+
+    def forward(self, x):
+        g0 = self.group0(self.conv0(x))
+        g1 = self.group1(g0)
+        g2 = self.group2(g1)
+        return self.fc(self.head(self.bn(g2))), (g0, g1, g2)
+
+
+CONVOLUTIONS = {'conv0', 'conv1', 'convdim'}
+
+
+def our_name(name):
+    """'group0.0.conv0.weight' of the module -> 'group0.block0.conv0'."""
+    parts = name.split('.')
+    if parts[0].startswith('group'):
+        parts[1] = f'block{parts[1]}'
+    if parts[-2] in CONVOLUTIONS:
+        parts = parts[:-1]
+    return '.'.join(parts)
+
+
+def module_with(params, depth, width, num_classes, prefix='', dtype=torch.float32):
+    """The module with the values of our params."""
+    net = WideResNet(depth, width, num_classes).to(dtype)
+    state = {k: v for k, v in net.state_dict().items() if not k.endswith('num_batches_tracked')}
+    assert {prefix + our_name(k) for k in state} == set(params)
+    with torch.no_grad():
+        for name, value in state.items():
+            assert value.shape == params[prefix + our_name(name)].shape, name
+            value.copy_(params[prefix + our_name(name)])
+    return net
+
+
+def assert_statistics_equal(params, net, prefix='', **tolerance):
+    for name, value in net.named_buffers():
+        if not name.endswith('num_batches_tracked'):
+            torch.testing.assert_close(
+                params[prefix + our_name(name)], value, msg=lambda m: f'{name}: {m}', **tolerance
+            )
+
+
+NETS = [
+    (10, 1, (32, 32)),
+    (16, 1, (32, 32)),
+    (10, 2, (28, 36)),
+    (16, 2, (9, 9)),
+    (10, 1.5, (17, 11)),
+    (10, 0.5, (20, 8)),
+]
+
+
+# ---------------------------------------------------------------- the same function
+
+
+@pytest.mark.parametrize('prefix', ['', 'student.'])
+@pytest.mark.parametrize('depth, width, size', NETS)
+def test_wrn_in_training_is_the_module(depth, width, size, prefix):
+    torch.manual_seed(0)
+    f, params = resnet.wrn(depth, width, 7)
+    params = {prefix + k: v for k, v in utils.cast(params, 'double').items()}
+    params = {k: v.detach() for k, v in params.items()}
+    utils.set_requires_grad_except_bn_(params)
+    net = module_with(params, depth, width, 7, prefix, torch.float64).train()
+    x, labels = torch.randn(4, 3, *size, dtype=torch.float64, requires_grad=True), torch.arange(4)
+
+    logits, groups = f(x, params, True, prefix)
+    expected, expected_groups = net(x)
+    torch.testing.assert_close(logits, expected)
+    assert isinstance(groups, tuple) and len(groups) == 3
+    for g, e in zip(groups, expected_groups):
+        torch.testing.assert_close(g, e)
+
+    def loss(y, gs):
+        return F.cross_entropy(y, labels) + sum(
+            (g * torch.linspace(-1, 1, g.shape[1], dtype=g.dtype).view(-1, 1, 1)).mean() for g in gs
+        )
+
+    names = [k for k, v in net.named_parameters()]
+    trained = [params[prefix + our_name(k)] for k in names]
+    ours = torch.autograd.grad(loss(logits, groups), [x, *trained])
+    theirs = torch.autograd.grad(loss(expected, expected_groups), [x, *net.parameters()])
+    for name, a, b in zip(['input', *names], ours, theirs):
+        assert b.abs().max() > 0, f'{name}: the comparison would say nothing'
+        torch.testing.assert_close(a, b, msg=lambda m: f'{name}: {m}')
+    assert_statistics_equal(params, net, prefix)
+
+
+@pytest.mark.parametrize('depth, width, size', NETS)
+def test_wrn_in_testing_is_the_module_and_leaves_statistics_alone(depth, width, size):
+    torch.manual_seed(1)
+    f, params = resnet.wrn(depth, width, 5)
+    with torch.no_grad():
+        for name, value in params.items():
+            if utils.is_statistic(name):
+                value.uniform_(0.5, 2)
+            elif name.endswith('bias'):
+                value.normal_()
+    net = module_with(params, depth, width, 5).eval()
+    before = {k: v.clone() for k, v in params.items()}
+    x = torch.randn(3, 3, *size)
+    with torch.no_grad():
+        logits, groups = f(x, params, False)
+        expected, expected_groups = net(x)
+        one = f(x[1:2], params, False)[0]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    for g, e in zip(groups, expected_groups):
+        torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one, logits[1:2], rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(params[k], v) for k, v in before.items())
+
+
+@pytest.mark.parametrize('depth, width', [(10, 1), (16, 2)])
+def test_wrn_and_the_module_stay_together_over_steps_of_sgd(depth, width):
+    torch.manual_seed(2)
+    f, params = resnet.wrn(depth, width, 4)
+    params = {f'student.{k}': v.detach().double() for k, v in params.items()}
+    utils.set_requires_grad_except_bn_(params)
+    net = module_with(params, depth, width, 4, 'student.', torch.float64).train()
+    settings = dict(lr=0.1, momentum=0.9, weight_decay=5e-4)
+    ours = torch.optim.SGD([v for v in params.values() if v.requires_grad], **settings)
+    theirs = torch.optim.SGD(net.parameters(), **settings)
+    for _ in range(4):
+        x, labels = 3 * torch.randn(6, 3, 12, 12).double() + 1, torch.randint(4, (6,))
+        for loss, optimizer in (
+            (F.cross_entropy(f(x, params, True, 'student.')[0], labels), ours),
+            (F.cross_entropy(net(x)[0], labels), theirs),
+        ):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert_statistics_equal(params, net, 'student.')
+    for name, value in net.named_parameters():
+        torch.testing.assert_close(params[f'student.{our_name(name)}'].detach(), value.detach())
+    assert params['student.bn.running_mean'].abs().max() > 0.01
+    x = torch.randn(2, 3, 12, 12).double()
+    torch.testing.assert_close(f(x, params, False, 'student.')[0], net.eval()(x)[0])
+
+
+def test_two_nets_in_one_dict_do_not_touch_each_other():
+    torch.manual_seed(3)
+    f_s, student = resnet.wrn(10, 1, 3)
+    f_t, teacher = resnet.wrn(16, 2, 3)
+    params = {f'student.{k}': v for k, v in student.items()} | {
+        f'teacher.{k}': v for k, v in teacher.items()
+    }
+    x = torch.randn(2, 3, 8, 8)
+    alone = f_t(x, teacher, False)[0]
+    statistics = {k: v.clone() for k, v in params.items() if utils.is_statistic(k)}
+    f_s(x, params, True, 'student.')
+    torch.testing.assert_close(f_t(x, params, False, 'teacher.')[0], alone, rtol=0, atol=0)
+    changed = {k for k, v in statistics.items() if not torch.equal(params[k], v)}
+    assert changed == {k for k in statistics if k.startswith('student.')}
+
+
+# ---------------------------------------------------------------- parameters
+
+
+@pytest.mark.parametrize(
+    'depth, width, table, exact',
+    [
+        (16, 1, '0.2M', 175_066),
+        (16, 2, '0.7M', 691_674),
+        (40, 1, '0.6M', 563_930),
+        (40, 2, '2.2M', 2_243_546),
+    ],
+)
+def test_parameter_counts_are_those_of_table_1(depth, width, table, exact):
+    _, params = resnet.wrn(depth, width, 10)
+    count = sum(v.numel() for v in params.values() if v.requires_grad)
+    assert count == sum(p.numel() for p in WideResNet(depth, width, 10).parameters()) == exact
+    assert f'{count / 1e6:.1f}M' == table
+
+
+def test_parameter_names_are_those_of_the_published_weights():
+    _, params = resnet.wrn(16, 2, 10)
+
+    def bn(name):
+        return [f'{name}.{part}' for part in ('weight', 'bias', 'running_mean', 'running_var')]
+
+    expected = ['conv0']
+    for g in range(3):
+        for i in range(2):
+            base = f'group{g}.block{i}'
+            expected += [*bn(f'{base}.bn0'), f'{base}.conv0', *bn(f'{base}.bn1'), f'{base}.conv1']
+            expected += [f'{base}.convdim'] if i == 0 else []
+    expected += [*bn('bn'), 'fc.weight', 'fc.bias']
+    assert list(params) == expected
+
+
+def test_width_1_has_no_convdim_in_the_first_group():
+    _, params = resnet.wrn(10, 1, 10)
+    assert 'group0.block0.convdim' not in params
+    assert {'group1.block0.convdim', 'group2.block0.convdim'} <= set(params)
+
+
+def test_everything_but_statistics_is_trained():
+    _, params = resnet.wrn(10, 1, 10)
+    for name, value in params.items():
+        assert value.requires_grad == (not name.endswith(('running_mean', 'running_var'))), name
+        assert value.is_leaf and value.dtype == torch.float32
+
+
+def test_initial_values_are_kaiming_normal_by_fan_in_and_batch_norm_is_uniform():
+    torch.manual_seed(4)
+    _, params = resnet.wrn(22, 4, 100)
+    scales = []
+    for name, value in params.items():
+        v = value.detach()
+        if v.dim() > 1:
+            z = v / math.sqrt(2 / v[0].numel())
+            n = v.numel()
+            assert abs(z.mean()) < 4.5 / math.sqrt(n), name
+            assert abs(z.std() - 1) < 4.5 / math.sqrt(2 * n), name
+            if n > 10_000:  # normal, not uniform: its tails and its middle
+                assert abs((z.abs() > 2).double().mean() - 0.0455) < 0.01, name
+                assert abs((z.abs() < 0.5).double().mean() - 0.3829) < 0.02, name
+        elif name.endswith('running_var'):
+            assert torch.equal(v, torch.ones_like(v)), name
+        elif name.endswith('weight'):
+            scales.append(v)
+        else:
+            assert torch.equal(v, torch.zeros_like(v)), name
+    scales = torch.cat(scales)
+    assert 0 <= scales.min() and scales.max() < 1
+    assert (scales.histc(10, 0, 1) / len(scales) - 0.1).abs().max() < 0.03
+
+
+def test_initial_values_follow_torchs_generator():
+    nets = []
+    for seed in 5, 5, 6:
+        torch.manual_seed(seed)
+        nets.append(resnet.wrn(10, 1, 10)[1])
+    assert all(torch.equal(nets[0][k], nets[1][k]) for k in nets[0])
+    assert not torch.equal(nets[0]['conv0'], nets[2]['conv0'])
+
+
+@pytest.mark.parametrize('depth', [-2, 0, 4, 9, 11, 15, 17, 18, 16.5, 39])
+def test_depth_other_than_6n_plus_4_is_refused(depth):
+    with pytest.raises(UserError, match=f'depth {depth}'):
+        resnet.wrn(depth, 1, 10)
+
+
+@pytest.mark.parametrize('width', [0, -1, 0.01, math.nan, math.inf, 1e9])
+def test_width_without_channels_is_refused(width):
+    with pytest.raises(UserError, match='width'):
+        resnet.wrn(16, width, 10)
+
+
+@pytest.mark.parametrize('num_classes', [0, -3])
+def test_no_classes_are_refused(num_classes):
+    with pytest.raises(UserError, match='num_classes'):
+        resnet.wrn(16, 1, num_classes)
+
+
+@pytest.mark.parametrize('depth', [math.nan, math.inf])
+def test_depth_that_is_no_number_is_refused(depth):
+    # A log line of a damaged teacher may hold NaN: the published code's reader takes it.
+    with pytest.raises(UserError, match='depth'):
+        resnet.wrn(depth, 1, 10)
+
+
+# ---------------------------------------------------------------- dtypes
+
+
+def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
+    torch.manual_seed(7)
+    f, params = resnet.wrn(16, 1, 10)
+    reference = {k: v.detach().clone() for k, v in params.items()}
+    utils.set_requires_grad_except_bn_(reference)
+    x = torch.randn(16, 3, 16, 16)
+    logits, groups = f(x.bfloat16(), params, True)
+    expected, expected_groups = f(x, reference, True)
+    assert logits.dtype == torch.float32 and all(g.dtype == torch.bfloat16 for g in groups)
+    assert all(v.dtype == torch.float32 for v in params.values())
+    assert (logits - expected).norm() < 0.05 * expected.norm()
+    for g, e in zip(groups, expected_groups):
+        assert (g.float() - e).norm() < 0.03 * e.norm()
+    logits.square().mean().backward()
+    expected.square().mean().backward()
+    for name, value in params.items():
+        if utils.is_statistic(name):
+            torch.testing.assert_close(value, reference[name], rtol=0.03, atol=0.01)
+        else:
+            assert value.grad.dtype == torch.float32, name
+            g, e = value.grad.flatten(), reference[name].grad.flatten()
+            assert F.cosine_similarity(g, e, 0) > 0.95, name
+
+
+def test_bfloat16_statistics_average_in_float32():
+    # 0.9 of a bfloat16 number is rounded every step; a float32 statistic follows thousands of small steps.
+    f, params = resnet.wrn(10, 1, 2)
+    x = torch.randn(2, 3, 8, 8).bfloat16()
+    for _ in range(3):
+        f(x, params, True)
+    value = params['bn.running_mean']
+    assert not torch.equal(value, value.bfloat16().float())
+
+
+def test_float64_input_and_parameters_give_float64():
+    f, params = resnet.wrn(10, 1, 3)
+    params = utils.cast(params, 'double')
+    logits, groups = f(torch.randn(2, 3, 8, 8, dtype=torch.float64), params, False)
+    assert logits.dtype == torch.float64 and all(g.dtype == torch.float64 for g in groups)
+
+
+def test_memory_layout_does_not_change_the_function():
+    f, params = resnet.wrn(10, 2, 3)
+    last = utils.to_device(params, torch.device('cpu'))
+    x = torch.randn(2, 3, 12, 10)
+    a, groups = f(x, params, False)
+    b, groups_last = f(x.contiguous(memory_format=torch.channels_last), last, False)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for g, e in zip(groups, groups_last):
+        torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- topology from names
+
+
+@pytest.mark.parametrize(
+    'depth, width, num_classes',
+    [(10, 1, 10), (16, 2, 100), (28, 0.5, 3), (40, 1.5, 2), (10, 0.3, 5)],
+)
+def test_the_net_is_read_from_its_parameters_names(depth, width, num_classes):
+    f, params = resnet.wrn(depth, width, num_classes)
+    found = resnet.wrn_shape(params)
+    assert found[0] == depth and found[2] == num_classes
+    _, again = resnet.wrn(*found)
+    # int(64 width) / 64 is a width of the same last group; the shapes decide
+    assert list(again) == list(params)
+    if (16 * width) == int(16 * width):
+        assert found[1] == width
+        assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in params.items()}
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(resnet.from_params(params)(x, params, False)[0], f(x, params, False)[0])
+
+
+def test_names_of_another_net_are_reported():
+    with pytest.raises(UserError, match='layer1.0.conv1.weight'):
+        resnet.from_params(
+            {'layer1.0.conv1.weight': torch.zeros(1), 'conv1.weight': torch.zeros(1)}
+        )
+    with pytest.raises(UserError):
+        resnet.wrn_shape({})
+
+
+def test_unknown_names_beside_a_whole_wrn_are_reported():
+    _, params = resnet.wrn(10, 1, 3)
+    with pytest.raises(UserError, match='group0.block0.se'):
+        resnet.from_params(params | {'group0.block0.se': torch.zeros(3)})
+
+
+@pytest.mark.parametrize('name', ['group2.block0.conv0', 'fc.weight'])
+def test_a_tensor_without_dimensions_is_no_crash(name):
+    _, params = resnet.wrn(10, 1, 3)
+    with pytest.raises(UserError):
+        resnet.wrn_shape(params | {name: torch.tensor(1.0)})

@@ -1,0 +1,270 @@
+"""The tools in scripts/, on runs made here."""
+
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import data
+import resnet
+import utils
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / 'scripts'))
+import attention
+import plot
+
+
+def make_run(folder, seed=0, epochs=3, classes=data.SHAPES):
+    """A run folder with an untrained WRN-10-1 and the log of a run that learned."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    _, params = resnet.wrn(10, 1, len(classes))
+    utils.save_params(folder / 'model.hkl', params)
+    records = [
+        {
+            'depth': 10,
+            'width': 1.0,
+            'dataset': 'shapes',
+            'epoch': epoch,
+            'train_acc': 50.0 + 3 * epoch,
+            'test_acc': 40.0 + 3 * epoch + seed,
+            'n_parameters': 77850,
+            'classes': classes,
+            'train_time': 30.0,
+            'test_time': 1.5,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+    (folder / 'log.txt').write_text(''.join(f'{utils.json_stats(r)}\n' for r in records))
+    return folder
+
+
+def make_folder_set(root, n=4):
+    """root/train and root/test with two classes of n images each: dark and light noise."""
+    rng = np.random.default_rng(0)
+    for split in 'train', 'test':
+        for name, low in ('dark', 0), ('light', 150):
+            (root / split / name).mkdir(parents=True)
+            for i in range(n):
+                image = rng.integers(low, low + 100, (32, 32, 3), np.uint8)
+                cv2.imwrite(str(root / split / name / f'{i}.png'), image)
+    return root
+
+
+def picture(file):
+    """The picture in a file, which must show something."""
+    image = cv2.imread(str(file))
+    assert image is not None and min(image.shape[:2]) > 100 and image.std() > 5
+    return image
+
+
+def refused(main, argv, capsys):
+    """The one line with which main refuses these options."""
+    capsys.readouterr()
+    assert utils.call_main(main, [str(a) for a in argv]) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and ': error: ' in error and 'Traceback' not in error
+    return error
+
+
+# ---------------------------------------------------------------- plot.py
+
+
+def test_plot_shows_the_runs_and_tells_where_they_ended(tmp_path, capsys):
+    runs = [make_run(tmp_path / 'teacher'), make_run(tmp_path / 'student', seed=1, epochs=2)]
+    plot.main(
+        [str(runs[0]), str(runs[1] / 'log.txt'), '--save', str(tmp_path / 'new' / 'curves.png')]
+    )
+    out = capsys.readouterr().out
+    assert '| teacher |     77,850 |      3 |    51.00 % | 1:34 |' in out
+    assert '| student |     77,850 |      2 |    53.00 % | 1:03 |' in out
+    image = picture(tmp_path / 'new' / 'curves.png')
+    colours = {tuple(c) for c in image.reshape(-1, 3)}
+    assert {(180, 119, 31), (14, 127, 255)} <= colours  # the first two of tab10, in BGR
+
+
+def test_plot_writes_svg_the_same_each_time(tmp_path):
+    run = make_run(tmp_path / 'run')
+    for name in 'a.svg', 'b.svg':
+        plot.main([str(run), '--labels', 'student & <friends>', '--save', str(tmp_path / name)])
+    assert xml.etree.ElementTree.parse(tmp_path / 'a.svg').getroot().tag.endswith('svg')
+    assert (tmp_path / 'a.svg').read_bytes() == (tmp_path / 'b.svg').read_bytes()
+
+
+def test_plot_reads_published_logs_and_top5(tmp_path):
+    published = tmp_path / 'log.txt'
+    line = 'json_stats: {"epoch": %d, "test_acc": %s, "train_acc": NaN, "at_losses": [NaN, NaN], "train_time": 1.0}\n'
+    published.write_text(
+        'loading\n' + line % (1, '81.5') + line % (2, '[70.0, 90.0]') + 'json_stats: {"epo'
+    )
+    run = plot.read_run(published)
+    assert run['test'] == [18.5, 30.0] and np.isnan(run['train']).all()
+    plot.main([str(published), '--save', str(tmp_path / 'curves.png')])
+    picture(tmp_path / 'curves.png')
+
+
+def test_names_of_runs_are_where_their_folders_differ():
+    assert plot.names_of([Path('logs/a/seed0/log.txt'), Path('logs/b/seed0/log.txt')]) == [
+        'a/seed0',
+        'b/seed0',
+    ]
+    assert plot.names_of([Path('/x/logs/teacher/log.txt')]) == ['teacher']
+
+
+def test_plot_refuses_in_one_line(tmp_path, capsys):
+    run = make_run(tmp_path / 'run')
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'empty' / 'log.txt').touch()
+    (tmp_path / 'other.txt').write_text('json_stats: {"loss": 1}\n')
+    save = ['--save', tmp_path / 'x.png']
+    assert 'no such file' in refused(plot.main, [tmp_path / 'missing', *save], capsys)
+    assert 'no whole' in refused(plot.main, [tmp_path / 'empty', *save], capsys)
+    assert 'test_acc' in refused(plot.main, [tmp_path / 'other.txt', *save], capsys)
+    assert '.svg' in refused(plot.main, [run, '--save', tmp_path / 'x.gif'], capsys)
+    assert '--labels' in refused(plot.main, [run, '--labels', 'a', 'b', *save], capsys)
+    assert 'two of the logs' in refused(plot.main, [run, run, *save], capsys)
+    assert 'LOG' in refused(plot.main, [], capsys)
+    assert not (tmp_path / 'x.png').exists()
+
+
+# ---------------------------------------------------------------- attention.py
+
+
+@pytest.fixture(scope='module')
+def nets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('nets')
+    return [make_run(folder / f'net{seed}', seed) for seed in (0, 1)]
+
+
+def test_attention_of_two_nets_on_shapes(nets, tmp_path):
+    plain, mixed = tmp_path / 'plain.png', tmp_path / 'mixed.png'
+    attention.main(
+        ['--weights', str(nets[0]), str(nets[0] / 'model.hkl'), '--n', '3', '--save', str(plain)]
+    )
+    attention.main(['--weights', *map(str, nets), '--n', '3', '--save', str(mixed)])
+    assert picture(plain).shape == picture(mixed).shape
+    width = picture(mixed).shape[1]
+    assert (picture(plain) != picture(mixed))[
+        :, width // 2 :
+    ].mean() > 0.05  # the second net's half
+
+
+def test_attention_falls_where_the_activations_are():
+    activations = torch.zeros(1, 4, 8, 8)
+    activations[0, :, 6, 1] = 1
+
+    def f(x, params, training):
+        return torch.zeros(1, 2), (activations,)
+
+    image = np.full((32, 32, 3), 128, np.uint8)
+    (hot,), taken_for = attention.look(image, f, {}, [], ['a', 'b'])
+    assert taken_for == 'a'
+    shown = attention.overlay(image, hot).astype(int)
+    warmth = shown[..., 0] - shown[..., 2]  # red less blue
+    assert shown.shape == image.shape
+    assert abs(np.array(np.unravel_index(warmth.argmax(), warmth.shape)) - (26, 6)).max() <= 3
+    assert warmth[8, 24] < 0
+    assert (
+        attention.overlay(image, np.zeros((8, 8), np.float32)).shape == image.shape
+    )  # a map of zeros
+
+
+def test_attention_on_images_of_any_size(nets, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / 'photographs').mkdir()
+    for name, size in ('wide.jpg', (300, 500)), ('grey.png', (40, 24)), ('line.png', (2, 400)):
+        image = cv2.resize(rng.integers(0, 256, (6, 6, 3), np.uint8), size[::-1])
+        cv2.imwrite(str(tmp_path / 'photographs' / name), image)
+    save = tmp_path / 'maps.png'
+    images = [str(tmp_path / 'photographs' / 'wide.jpg'), str(tmp_path / 'photographs')]
+    attention.main(
+        ['--weights', str(nets[0]), '--images', *images, '--labels', 'net', '--save', str(save)]
+    )
+    picture(save)
+    assert attention.shrink(np.zeros((300, 500, 3), np.uint8), 128).shape == (77, 128, 3)
+
+
+def test_attention_on_a_folder_set(nets, tmp_path):
+    root = make_folder_set(tmp_path / 'set')
+    images, classes = attention.choose_images('folder', root, 3)
+    assert classes == ['dark', 'light'] and [name for name, _ in images] == [
+        'dark',
+        'light',
+        'dark',
+    ]
+    options = ['--dataset', 'folder', '--dataroot', str(root), '--save', str(tmp_path / 'maps.png')]
+    attention.main(['--weights', str(nets[0]), *options])
+    picture(tmp_path / 'maps.png')
+
+
+def test_attention_refuses_in_one_line(nets, tmp_path, capsys):
+    (tmp_path / 'bad.jpg').write_bytes(b'\xff\xd8 no image')
+    (tmp_path / 'none').mkdir()
+    (tmp_path / 'bad.hkl').write_bytes(b'no weights')
+    weights, save = ['--weights', nets[0]], ['--save', tmp_path / 'x.png']
+    assert 'bad.jpg' in refused(
+        attention.main, [*weights, '--images', tmp_path / 'bad.jpg', *save], capsys
+    )
+    assert 'no such' in refused(
+        attention.main, [*weights, '--images', tmp_path / 'missing.jpg', *save], capsys
+    )
+    assert 'no images' in refused(
+        attention.main, [*weights, '--images', tmp_path / 'none', *save], capsys
+    )
+    assert 'bad.hkl' in refused(attention.main, ['--weights', tmp_path / 'bad.hkl', *save], capsys)
+    assert 'missing' in refused(attention.main, ['--weights', tmp_path / 'missing', *save], capsys)
+    assert '--labels' in refused(attention.main, [*weights, '--labels', 'a', 'b', *save], capsys)
+    assert '.png' in refused(attention.main, [*weights, '--save', tmp_path / 'x.jpg'], capsys)
+    assert 'one of them' in refused(
+        attention.main, [*weights, '--images', tmp_path, '--dataset', 'shapes', *save], capsys
+    )
+    assert not (tmp_path / 'x.png').exists()
+
+
+# ---------------------------------------------------------------- quickstart.sh
+
+
+def quickstart(cwd, *arguments, **environment):
+    environment = {'VENV': sys.prefix, 'OMP_NUM_THREADS': '1'} | environment
+    command = ['bash', str(ROOT / 'scripts' / 'quickstart.sh'), *arguments]
+    return subprocess.run(
+        command, check=False, cwd=cwd, env=os.environ | environment, capture_output=True, text=True
+    )
+
+
+def test_quickstart_trains_tells_and_skips_what_is_done(tmp_path):
+    make_folder_set(tmp_path / 'set')
+    options = {'DATAROOT': 'set', 'SAVE': 'runs', 'SEED': '1', 'EPOCHS': '1'}
+    done = quickstart(tmp_path, 'cifar10', **options)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / 'runs' / 'cifar10' / 'seed1'
+    for row in 'teacher WRN-16-2', 'student WRN-16-1', 'student + AT':
+        assert f'| {row}' in done.stdout
+    for name in 'curves.png', 'attention.png':
+        picture(folder / name)
+        assert f'wrote {folder / name}' in done.stdout
+    assert utils.read_log(folder / 'student_at' / 'log.txt')[-1]['beta'] == 1000
+
+    models = {f: f.stat().st_mtime_ns for f in folder.glob('*/*')}
+    again = quickstart(tmp_path, 'cifar10', **options)
+    assert again.returncode == 0 and again.stdout.count('finished') == 3
+    assert models == {f: f.stat().st_mtime_ns for f in folder.glob('*/*')}
+
+
+def test_quickstart_refuses_in_one_line(tmp_path):
+    for wrong in (
+        quickstart(tmp_path, 'cifar11'),
+        quickstart(tmp_path, VENV=str(tmp_path)),
+        quickstart(tmp_path, VENV='', PYTHON='no-such-python')
+        if not (ROOT / '.venv').exists()
+        else quickstart(tmp_path, 'x'),
+    ):
+        assert wrong.returncode == 2 and wrong.stderr.startswith('quickstart.sh: error: ')
+        assert wrong.stderr.count('\n') == 1
