@@ -54,15 +54,19 @@ def torchvision_set(dataset, dataroot, train):
     import torchvision
 
     archive = getattr(torchvision.datasets, dataset).filename
+    missing = [p for p in (Path(dataroot), *Path(dataroot).parents) if not p.exists()]
     try:
         raw = getattr(torchvision.datasets, dataset)(dataroot, train=train, download=True)
     except (OSError, RuntimeError, urllib.error.URLError) as e:
+        for folder in missing:  # torchvision creates them before it knows whether it can fetch anything
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(
             f'{dataset} is not in {Path(dataroot).absolute()} and could not be fetched ({reason}): '
             f'put {archive} in {Path(dataroot).absolute()}, or use --dataset folder | shapes'
         ) from e
-    return ImageSet(torch.from_numpy(raw.data), torch.tensor(raw.targets), list(raw.classes))
+    return ImageSet(torch.from_numpy(np.ascontiguousarray(raw.data)), torch.tensor(raw.targets), list(raw.classes))
 
 
 def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
@@ -70,11 +74,13 @@ def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
 
     For choosing constants without a look at the test set."""
     counts = torch.bincount(train.labels, minlength=len(train.classes))
-    if not len(train.classes) <= n <= len(train.labels) - len(train.classes):
-        raise UserError(f'--validate {n}: must leave images of each of {len(train.classes)} classes on both sides ({len(train.labels)} in all)')
-    exact = counts * n / len(train.labels)
+    exact = counts.double() * n / len(train.labels)
     share = exact.floor().long()
     share[(exact - share).argsort(descending=True, stable=True)[: n - int(share.sum())]] += 1
+    if share.min() < 1 or (counts - share).min() < 1:
+        raise UserError(
+            f'--validate {n}: must leave images of each of {len(train.classes)} classes on both sides ({len(train.labels)} in all)'
+        )
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(train.labels)))
     out = torch.cat([shuffled[train.labels[shuffled] == c][: share[c]] for c in range(len(counts))]).sort().values
     rest = torch.ones(len(train.labels), dtype=torch.bool)
@@ -131,7 +137,7 @@ def decode_all(files, nthread=0) -> list:
     """uint8 [H, W, 3] RGB arrays of image files, decoded on nthread threads (0: one a core) under a progress bar.
 
     Raises UserError that names the first broken file."""
-    with quiet_decoders() as stderr, ThreadPoolExecutor(nthread or len(os.sched_getaffinity(0))) as pool:
+    with quiet_decoders() as stderr, ThreadPoolExecutor(nthread or cores()) as pool:
         bar = tqdm(total=len(files), desc='decoding', unit=' images', leave=False, file=stderr, disable=not stderr.isatty())
         chunks = [files[i : i + 256] for i in range(0, len(files), 256)]
         images = []
@@ -145,6 +151,10 @@ def decode_all(files, nthread=0) -> list:
         finally:
             bar.close()
     return images
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def decode(file) -> np.ndarray:

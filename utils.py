@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 import zipfile
 import zlib
 from functools import partial
@@ -122,8 +123,8 @@ def check_params(params: dict, expected: dict, source) -> dict:
         p = params[name].detach()
         if p.shape != e.shape:
             raise UserError(f'{source}: {name} has shape {tuple(p.shape)}, this net needs {tuple(e.shape)}')
-        if not p.isfinite().all():
-            raise UserError(f'{source}: {name} holds nan or inf')
+        if not p.is_floating_point() or not p.float().isfinite().all():
+            raise UserError(f'{source}: {name} holds nan or inf, or no floats')
         checked[name] = p.to(e.dtype).contiguous()
     return checked
 
@@ -145,7 +146,10 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def _channel_mean(x, p):
-    return wide(x).abs().pow(p).mean(1)
+    # The sum divided: a mean hands its gradient back in contiguous memory, and with it goes all of a channels_last net's. The
+    # square by itself: through abs, its second derivative is lost where x is 0.
+    x = wide(x)
+    return (x.square() if p == 2 else x.abs().pow(p)).sum(1) / x.shape[1]
 
 
 def _normalize(q):
@@ -205,6 +209,8 @@ def gather_outputs(outputs: list, sizes: list, device):
     """The devices' outputs as one, on `device`: tensors with a batch dimension are concatenated, 0-dim ones (losses)
     become their mean weighted by `sizes`, the samples of each device; tuples, lists and dicts keep their form."""
     first = outputs[0]
+    if first is None:
+        return None
     if isinstance(first, dict):
         return {k: gather_outputs([o[k] for o in outputs], sizes, device) for k in first}
     if isinstance(first, (tuple, list)):
@@ -291,7 +297,8 @@ def reading(path):
 
 def torch_load(path):
     """torch.load that runs nothing: tensors and plain values only, on the CPU."""
-    with reading(path):
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
         return torch.load(path, map_location='cpu', weights_only=True)
 
 
@@ -304,19 +311,23 @@ def _read_safetensors(path):
 
 def _read_hkl(path):
     with reading(path), h5py.File(path, 'r') as h:
+        # hickle 4 and 5 tell their version in a string of variable length, which HDF5 can hang on in a damaged file; the mark
+        # that 4 sets on its dict tells them apart as well.
         if 'HICKLE_VERSION' in h.attrs:
-            version = int(_text(h.attrs['HICKLE_VERSION']).split('.')[0])
-            entries = {4: _entries_nested, 5: _entries_5}.get(version)
-            layout = dict(root='data', item='data', mark='base_type')
+            nested = 'base_type' in _member(path, h, 'data').attrs
+            entries = _entries_nested(path, h, 'data', 'data', 'base_type') if nested else _entries_5(path, h)
         elif _text(h.attrs.get('CLASS', '')) == 'hickle':
-            version = int(_text(h.attrs['VERSION']).split('.')[0])
-            entries = _entries_nested if version in (2, 3) else None
-            layout = dict(root='data_0', item='data_0', mark='type')
+            version = _text(h.attrs['VERSION']).split('.')[0]
+            if version not in ('2', '3'):
+                raise UserError(f'{path}: written by hickle {version}; versions 2 to 5 are understood')
+            entries = _entries_nested(path, h, 'data_0', 'data_0', 'type')
         else:
             raise UserError(f'{path}: an HDF5 file, but not written by hickle')
-        if entries is None:
-            raise UserError(f'{path}: written by hickle {version}; versions 2 to 5 are understood')
-        return {name: _array(path, name, node) for name, node in entries(path, h, **layout)}
+        nodes = dict(entries)
+        bytes_of = {name: node.nbytes for name, node in nodes.items() if isinstance(node, h5py.Dataset)}
+        if sum(bytes_of.values()) > 2**32:
+            _refuse(path, max(bytes_of, key=bytes_of.get), 'too large (more than 4 GiB in one file)')
+        return {name: _array(path, name, node) for name, node in nodes.items()}
 
 
 def _text(value) -> str:
@@ -351,7 +362,7 @@ def _entries_nested(path, h, root, item, mark):
         yield name, node
 
 
-def _entries_5(path, h, root, **_):
+def _entries_5(path, h):
     """hickle 5: the type of a dataset is a reference into a table, whose entry refers to its base type by name."""
 
     def base_type(node):
@@ -362,9 +373,9 @@ def _entries_5(path, h, root, **_):
             return 'of unknown type'
         return h[entry.attrs['base_type']].name.rsplit('/', 1)[-1]
 
-    group = _member(path, h, root)
+    group = _member(path, h, 'data')
     if not isinstance(group, h5py.Group) or base_type(group) != 'dict':
-        _refuse(path, root, base_type(group))
+        _refuse(path, 'data', base_type(group))
     for key in group:
         name = key[1:-1] if re.fullmatch('".*"', key) else key
         node = _member(path, group, key)
@@ -378,8 +389,6 @@ def _array(path, name, node):
         _refuse(path, name, 'no dataset of numbers')
     if node.is_virtual or node.external:
         _refuse(path, name, 'stored in another file')
-    if node.nbytes > 2**32:
-        _refuse(path, name, f'{node.nbytes} bytes large')
     array = np.array(node[()])
     return torch.from_numpy(array.astype(array.dtype.newbyteorder('='), copy=False))
 
@@ -419,7 +428,7 @@ def _disk_error(path, error):
             os.fsync(file.fileno())
     except OSError as e:
         return e.strerror
-    return str(error).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def write_text(path, text: str) -> None:
@@ -479,12 +488,13 @@ def open_folder(folder):
     except OSError as e:
         raise UserError(f'--save {folder}: cannot be created: {e.strerror}') from e
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(f'--save {folder}: another process is training in it') from e
         for half in Path(folder).glob('.*.part'):
             half.unlink()
         yield
-    except BlockingIOError as e:
-        raise UserError(f'--save {folder}: another process is training in it') from e
     finally:
         os.close(lock)
 
@@ -720,11 +730,12 @@ def number(kind=float, low=None, high=None, above=None):
     def parse(text):
         try:
             value = kind(text)
-        except ValueError:
-            value = math.nan
+            finite = math.isfinite(value) and (kind is float or abs(value) < 2**31)
+        except (ValueError, OverflowError):
+            value, finite = math.nan, False
         inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
-        if not (math.isfinite(value) and inside):
-            raise argparse.ArgumentTypeError(f'{text!r} is not {wanted}')
+        if not (finite and inside):
+            raise argparse.ArgumentTypeError(f'{text[:40]!r} is not {wanted}')
         return value
 
     return parse

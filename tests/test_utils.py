@@ -816,13 +816,12 @@ def test_an_entry_of_a_dict_in_a_dict_is_refused(write, tmp_path):
         utils.load_params(tmp_path / 'm.hkl')
 
 
-@pytest.mark.parametrize('version', ['6.0.0', '1.2.3', 'nonsense', ''])
-def test_unknown_versions_of_hickle_are_refused(version, tmp_path):
+def test_a_version_string_that_hdf5_would_hang_on_is_not_read(tmp_path):
+    # A string of variable length lies in a heap of the file; HDF5 can loop for ever where the heap is damaged.
     write_hickle_5(tmp_path / 'm.hkl', arrays())
     with h5py.File(tmp_path / 'm.hkl', 'a') as h:
-        h.attrs['HICKLE_VERSION'] = version
-    with pytest.raises(UserError, match=r'm\.hkl'):
-        utils.load_params(tmp_path / 'm.hkl')
+        h.attrs['HICKLE_VERSION'] = 'nonsense'
+    assert set(utils.load_params(tmp_path / 'm.hkl')) == set(arrays())
 
 
 def test_an_hdf5_file_of_another_program_is_refused(tmp_path):

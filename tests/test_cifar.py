@@ -1,0 +1,574 @@
+"""cifar.py as its users meet it: commands, run folders, kills, mistakes. Every run here is real, and tiny."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import cifar
+import data
+import resnet
+import utils
+
+ROOT = Path(__file__).resolve().parent.parent
+NET = ['--depth', '10', '--width', '0.5', '--batch_size', '64', '--nthread', '1']
+
+
+def make_images(root, per_class=40, size=12, classes=('cat', 'dog', 'fox')):
+    """A folder set: noise whose brightness tells the class a little."""
+    rng = np.random.default_rng(0)
+    for split in 'train', 'test':
+        for c, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(per_class):
+                image = rng.integers(0, 160 + 40 * c, (size, size, 3), np.uint8)
+                cv2.imwrite(str(root / split / name / f'{i:03}.png'), image)
+    return root
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    """A working directory with a folder set and a teacher in logs/teacher."""
+    home = tmp_path_factory.mktemp('home')
+    make_images(home / 'set')
+    done = command(home, '--save', 'logs/teacher', '--width', '1', '--epochs', '2')
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+def arguments(*options, dataset=('--dataset', 'folder', '--dataroot', 'set')):
+    return [sys.executable, str(ROOT / 'cifar.py'), *dataset, *NET, *map(str, options)]
+
+
+def command(cwd, *options, **kw):
+    env = os.environ | {'OMP_NUM_THREADS': '1'}
+    return subprocess.run(arguments(*options, **kw), check=False, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def start(cwd, *options, **kw):
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
+    return subprocess.Popen(arguments(*options, **kw), cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def log_of(folder, drop=('save',)):
+    """The log's records without measured times, and without what two folders must differ in."""
+    return [{k: v for k, v in r.items() if 'time' not in k and k not in drop} for r in utils.read_log(folder / 'log.txt')]
+
+
+def snapshot(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob('*')) if f.is_file()}
+
+
+# ---------------------------------------------------------------- what a run writes
+
+
+def test_a_teacher_writes_log_model_and_checkpoint(home):
+    records = utils.read_log(home / 'logs/teacher/log.txt')
+    assert [r['epoch'] for r in records] == [1, 2]
+    last = records[-1]
+    assert last['depth'] == 10 and last['width'] == 1 and last['classes'] == ['cat', 'dog', 'fox'] and last['num_classes'] == 3
+    assert last['at_losses'] == [] and last['teacher_test_acc'] is None
+    options = {a.dest for a in cifar.parser._actions} - {'help', 'resume', 'evaluate'}
+    assert options <= last.keys()
+    for line in (home / 'logs/teacher/log.txt').read_text().splitlines():
+        json.loads(line.removeprefix('json_stats: '), parse_constant=lambda c: pytest.fail(f'{c} is not strict JSON'))
+
+    f, params = resnet.wrn(10, 1, 3)
+    model = utils.check_params(utils.load_params(home / 'logs/teacher/model.hkl'), params, 'model')
+    assert last['n_parameters'] == sum(v.numel() for v in params.values() if v.requires_grad)
+    checkpoint = torch.load(home / 'logs/teacher/checkpoint.pt', weights_only=True)
+    assert all(torch.equal(model[k], v) for k, v in checkpoint['params'].items())
+
+    # The logged accuracy is that of these weights on these files, read by other means.
+    right = 0
+    for c, name in enumerate(last['classes']):
+        for file in (home / 'set/test' / name).iterdir():
+            image = torch.from_numpy(cv2.imread(str(file))[:, :, ::-1].copy()).float()
+            x = (image - torch.tensor([125.3, 123.0, 113.9])) / torch.tensor([63.0, 62.1, 66.7])
+            right += int(f(x.permute(2, 0, 1)[None], model, False)[0].argmax()) == c
+    assert last['test_acc'] == pytest.approx(100 * right / 120)
+
+
+def test_a_student_learns_from_its_teacher_and_keeps_it_out_of_its_weights(home):
+    done = command(home, '--save', 'logs/both', '--teacher_id', 'teacher', '--alpha', '0.9', '--beta', '1e+3', '--epochs', '2')
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    assert 'teacher teacher: test accuracy' in done.stdout
+    last = utils.read_log(home / 'logs/both/log.txt')[-1]
+    assert len(last['at_losses']) == 3 and all(v > 0 for v in last['at_losses'])
+    assert last['teacher_test_acc'] == utils.read_log(home / 'logs/teacher/log.txt')[-1]['test_acc']
+    names = utils.load_params(home / 'logs/both/model.hkl').keys()
+    assert names == resnet.wrn(10, 0.5, 3)[1].keys()
+
+
+def test_a_teacher_alone_means_attention_transfer(home):
+    done = command(home, '--save', 'logs/plain', '--teacher_id', 'teacher', '--epochs', '1')
+    assert done.returncode == 0 and '--beta 1e+3' in done.stdout
+    assert utils.read_log(home / 'logs/plain/log.txt')[-1]['beta'] == 1000
+
+
+def test_the_loss_is_distillation_plus_beta_times_the_maps():
+    """One step of make_loss against the definition, put together by hand."""
+    torch.manual_seed(0)
+    f_s, params_s = resnet.wrn(10, 1, 10)
+    f_t, params_t = resnet.wrn(16, 2, 10)
+    params = {f'student.{k}': v for k, v in params_s.items()} | {f'teacher.{k}': v.detach() for k, v in params_t.items()}
+    images = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
+    targets, index, draws = torch.arange(8), torch.arange(8), data.crop_and_flip(8, 0, 1, 4)
+    opt = cifar.parser.parse_args(['--alpha', '0.9', '--beta', '100'])
+    x = data.normalize(data.augment(images, index, draws, 4))
+    y_s, g_s = f_s(x, {k: v.detach().clone() for k, v in params_s.items()}, True)
+    y_t, g_t = f_t(x, params_t, False)
+    soft = torch.softmax(y_t / 4, 1)
+    kl = (soft * (soft.log() - torch.log_softmax(y_s / 4, 1))).sum(1).mean()
+    maps = [[g.pow(2).sum(1).flatten(1) for g in groups] for groups in (g_s, g_t)]
+    ats = [((a / a.norm(dim=1, keepdim=True) - b / b.norm(dim=1, keepdim=True)) ** 2).mean() for a, b in zip(*maps)]
+    expected = 0.9 * 16 * kl + 0.1 * torch.nn.functional.cross_entropy(y_s, targets) + 100 * sum(ats)
+
+    loss, terms = cifar.make_loss(f_s, f_t, opt, ['cpu'])(images, index, draws, targets, params)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert terms[2:5].tolist() == pytest.approx([a.item() for a in ats], rel=1e-4)
+    loss.backward()
+    assert all(v.grad is not None for v in params_s.values() if v.requires_grad)
+    assert all(v.grad is None for v in params_t.values())
+
+
+def test_the_last_smaller_batch_is_kept_and_means_weigh_by_samples(monkeypatch):
+    sizes = []
+
+    def loss_of(images, index, draws, targets, params):
+        sizes.append(len(index))
+        return (params['w'] * 0 + 1).sum(), torch.tensor([float(len(index)), 0.0, 50.0])
+
+    w = torch.zeros(1, requires_grad=True)
+    train_set = data.ImageSet(torch.zeros(10, 8, 8, 3, dtype=torch.uint8), torch.arange(10), list(range(10)))
+    opt = cifar.parser.parse_args(['--batch_size', '4', '--epochs', '1'])
+    stats = cifar.train_epoch(1, loss_of, train_set, {'w': w}, torch.optim.SGD([w], 0.1), opt)
+    assert sizes == [4, 4, 2]
+    assert stats['train_loss'] == pytest.approx((16 + 16 + 4) / 10) and stats['train_acc'] == pytest.approx(50)
+
+
+def test_momentum_restarts_and_the_rate_falls_at_the_published_epochs(home):
+    done = command(home, '--save', 'logs/steps', '--epochs', '3', '--epoch_step', '[2,3]', '--lr', '0.1')
+    assert done.returncode == 0
+    assert [r['lr'] for r in utils.read_log(home / 'logs/steps/log.txt')] == pytest.approx([0.1, 0.02, 0.004])
+    assert cifar.complete(cifar.parser.parse_args([])).epoch_step == [60, 120, 160]
+    assert cifar.complete(cifar.parser.parse_args(['--epochs', '10'])).epoch_step == [4, 7, 9]
+
+
+def test_a_net_that_cannot_be_told_from_its_teacher_starts_from_other_values(home):
+    command(home, '--save', 'logs/a', '--epochs', '0')
+    command(home, '--save', 'logs/b', '--epochs', '0', '--teacher_id', 'a')
+    a, b = (utils.load_params(home / f'logs/{n}/model.hkl') for n in 'ab')
+    assert not any(torch.equal(a[k], b[k]) for k in a if k.endswith(('conv0', 'conv1', 'convdim', 'fc.weight')))
+    assert utils.read_log(home / 'logs/a/log.txt')[0]['epoch'] == 0
+
+
+def test_a_teacher_that_is_not_what_its_log_says_is_noticed(home):
+    shutil.copytree(home / 'logs/teacher', home / 'logs/broken')
+    params = utils.load_params(home / 'logs/broken/model.hkl')
+    params['fc.weight'] = -params['fc.weight']
+    utils.save_params(home / 'logs/broken/model.hkl', params)
+    done = command(home, '--save', 'logs/of_broken', '--teacher_id', 'broken', '--epochs', '1')
+    assert done.returncode == 0 and 'warning: teacher broken' in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_a_run_folder_of_the_published_code_teaches_and_is_evaluated(home):
+    """log.txt with NaN and [mean, std]; model.pt7 in the file format of 2018, teacher and student in one dict."""
+    folder = home / 'logs/published'
+    folder.mkdir()
+    params = utils.load_params(home / 'logs/teacher/model.hkl')
+    both = {f'student.{k}': v for k, v in params.items()} | {f'teacher.{k}': torch.zeros(3) for k in params}
+    torch.save({'params': both, 'epoch': 2, 'optimizer': {}}, folder / 'model.pt7', _use_new_zipfile_serialization=False)
+    acc = utils.read_log(home / 'logs/teacher/log.txt')[-1]['test_acc']
+    line = '{"depth": 10, "width": 1.0, "dataset": "CIFAR10", "epoch_step": "[60,120,160]", "at_losses": [[0.1, NaN]], "test_acc": %s}'
+    (folder / 'log.txt').write_text(f'json_stats: {line % acc}\n')
+    done = command(home, '--save', 'logs/of_published', '--teacher_id', 'published', '--epochs', '1')
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    done = command(home, '--evaluate', 'logs/published')
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1].removeprefix('json_stats: '))['test_acc'] == acc
+
+
+def test_evaluate_takes_run_folders_and_files(home):
+    logged = utils.read_log(home / 'logs/teacher/log.txt')[-1]
+    params = utils.load_params(home / 'logs/teacher/model.hkl')
+    torch.save(params, home / 'w.pth')
+    for source in 'logs/teacher', 'logs/teacher/model.hkl', 'w.pth':
+        done = command(home, '--evaluate', source)
+        assert done.returncode == 0, done.stderr
+        (line,) = done.stdout.splitlines()
+        stats = json.loads(line.removeprefix('json_stats: '))
+        assert (stats['test_acc'], stats['test_loss']) == (logged['test_acc'], logged['test_loss'])
+        assert stats['n_parameters'] == logged['n_parameters'] and stats['images_per_second'] > 0
+    # 12x12 images: conv0, then per group two 3x3 convolutions and, but for the first, a 1x1; and the linear layer
+    expected = 144 * 27 * 16 + 2 * 144 * 9 * 16 * 16
+    expected += 36 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32) + 9 * (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64) + 64 * 3
+    assert stats['multiply_adds'] == expected
+
+
+def test_validate_tests_on_held_out_training_images(home):
+    done = command(home, '--save', 'logs/validate', '--validate', '30', '--epochs', '1')
+    assert done.returncode == 0 and '90 images of 3 classes' in done.stdout
+
+
+def test_tensorboard_writes_curves(home):
+    done = command(home, '--save', 'logs/tb', '--tensorboard', '--epochs', '1')
+    assert done.returncode == 0, done.stderr
+    assert list((home / 'logs/tb').glob('events.out.tfevents.*'))
+
+
+# ---------------------------------------------------------------- chance, kills, resuming
+
+
+def test_the_same_command_gives_the_same_bits_and_another_seed_others(home):
+    for name, seed in ('one', 5), ('two', 5), ('three', 6):
+        assert command(home, '--save', f'logs/{name}', '--seed', seed, '--epochs', '1').returncode == 0
+    models = [(home / f'logs/{name}/model.hkl').read_bytes() for name in ('one', 'two', 'three')]
+    assert models[0] == models[1] != models[2]
+    assert log_of(home / 'logs/one') == log_of(home / 'logs/two')
+
+
+@pytest.mark.parametrize('dtype, kills', [('float', 3), ('bfloat16', 2)])
+def test_killed_at_random_and_resumed_the_run_ends_in_the_same_bits(home, dtype, kills):
+    options = ['--teacher_id', 'teacher', '--beta', '100', '--alpha', '0.5', '--epochs', '6', '--dtype', dtype]
+    whole, killed = home / f'logs/whole_{dtype}', home / f'logs/killed_{dtype}'
+    began = time.time()
+    assert command(home, '--save', whole, *options).returncode == 0
+    took = time.time() - began
+    rng = random.Random(dtype)
+    for _ in range(kills):
+        run = start(home, '--save', killed, '--resume', *options)
+        time.sleep(rng.uniform(0.4, 1.0) * took)
+        run.kill()
+        run.communicate()
+    done = command(home, '--save', killed, '--resume', *options)
+    assert done.returncode == 0, done.stderr
+    assert log_of(killed) == log_of(whole)
+    assert (killed / 'model.hkl').read_bytes() == (whole / 'model.hkl').read_bytes()
+
+
+def test_killed_between_its_files_a_run_agrees_with_its_checkpoint_again(home):
+    assert command(home, '--save', 'logs/torn', '--epochs', '2').returncode == 0
+    folder = home / 'logs/torn'
+    good = snapshot(folder)
+    (folder / 'log.txt').write_text((folder / 'log.txt').read_text().splitlines()[0] + '\njson_sta')
+    (folder / 'model.hkl').write_bytes(b'half')
+    done = command(home, '--save', 'logs/torn', '--epochs', '2', '--resume')
+    assert done.returncode == 0 and snapshot(folder) == good
+    times = {f: f.stat().st_mtime_ns for f in folder.iterdir()}
+    assert command(home, '--save', 'logs/torn', '--epochs', '2', '--resume').returncode == 0
+    assert times == {f: f.stat().st_mtime_ns for f in folder.iterdir()}  # finished: untouched
+
+
+def test_resume_takes_the_options_of_the_run_and_may_go_on_longer_or_elsewhere(home):
+    assert command(home, '--save', 'logs/short', '--epochs', '1', '--epoch_step', '[3]', '--seed', '3').returncode == 0
+    assert command(home, '--save', 'logs/long', '--epochs', '2', '--epoch_step', '[3]', '--seed', '3').returncode == 0
+    before = snapshot(home / 'logs/short')
+    done = command(home, '--resume', 'logs/short', '--save', 'logs/elsewhere', '--epochs', '2')
+    assert done.returncode == 0, done.stderr
+    assert snapshot(home / 'logs/short') == before
+    assert (home / 'logs/elsewhere/model.hkl').read_bytes() == (home / 'logs/long/model.hkl').read_bytes()
+    assert log_of(home / 'logs/elsewhere', ('save', 'epochs')) == log_of(home / 'logs/long', ('save', 'epochs'))
+
+
+@pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_in_one_line_that_says_how_to_go_on(home, signum, status):
+    run = start(home, '--save', f'logs/signal{status}', '--epochs', '10000')
+    for line in run.stdout:
+        if line.startswith('epoch 2/'):
+            break
+    run.send_signal(signum)
+    _, error = run.communicate(timeout=30)
+    assert run.returncode == status
+    assert len(error.strip().splitlines()) == 1 and '--resume' in error and signum.name in error
+
+
+def test_two_processes_do_not_train_in_one_folder(home):
+    run = start(home, '--save', 'logs/locked', '--epochs', '10000')
+    for line in run.stdout:
+        if line.startswith('epoch 1/'):
+            break
+    done = command(home, '--save', 'logs/locked', '--epochs', '10000', '--resume')
+    run.kill()
+    run.communicate()
+    assert done.returncode == 2 and 'another process' in done.stderr
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_the_last_epoch(home, tmp_path, monkeypatch, capsys):
+    """The disk is full from the third checkpoint on; a real one is tried by scripts/kill.py on a small tmpfs."""
+    monkeypatch.chdir(home)
+    fsync, epochs = os.fsync, []
+
+    def full(fd):
+        if os.readlink(f'/proc/self/fd/{fd}').endswith('checkpoint.pt.part'):
+            epochs.append(1)
+            if len(epochs) > 2:
+                raise OSError(28, 'No space left on device')
+        fsync(fd)
+
+    monkeypatch.setattr(os, 'fsync', full)
+    options = ['--dataset', 'folder', '--dataroot', 'set', *NET, '--epochs', '4', '--save', str(tmp_path / 'run')]
+    assert utils.call_main(cifar.main, options) == 1
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and 'No space left' in error and 'checkpoint.pt' in error
+    assert utils.load_checkpoint(tmp_path / 'run')['epoch'] == 2 and not list((tmp_path / 'run').glob('.*'))
+    monkeypatch.setattr(os, 'fsync', fsync)
+    assert utils.call_main(cifar.main, [*options, '--resume']) == 0
+    assert [r['epoch'] for r in utils.read_log(tmp_path / 'run/log.txt')] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(home):
+    done = command(home, '--save', 'logs/nan', '--lr', '1e30', '--epochs', '3')
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    assert 'epoch 1' in done.stderr and ('nan' in done.stderr or 'inf' in done.stderr)
+
+
+@pytest.mark.parametrize('dtype', ['float', 'bfloat16'])
+def test_compiled_and_resumed_the_bits_are_those_of_a_compiled_run(home, dtype):
+    if not shutil.which(os.environ.get('CXX', 'g++')):
+        pytest.skip('no C++ compiler here')
+    options = ['--teacher_id', 'teacher', '--beta', '100', '--dtype', dtype, '--compile', '--epoch_step', '[2]']
+    whole, parts, eager = (home / f'logs/{name}_{dtype}' for name in ('compiled', 'parts', 'eager'))
+    assert command(home, '--save', whole, *options, '--epochs', '2').returncode == 0
+    assert command(home, '--save', parts, *options, '--epochs', '1').returncode == 0
+    done = command(home, '--save', parts, *options, '--epochs', '2', '--resume')
+    assert done.returncode == 0 and 'no working compiler' not in done.stderr
+    assert (parts / 'model.hkl').read_bytes() == (whole / 'model.hkl').read_bytes()
+    assert log_of(parts, ('save', 'epochs')) == log_of(whole, ('save', 'epochs'))
+    options.remove('--compile')
+    assert command(home, '--save', eager, *options, '--epochs', '2').returncode == 0
+    losses = [utils.read_log(run / 'log.txt')[0]['train_loss'] for run in (whole, eager)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4 if dtype == 'float' else 0.02)
+
+
+def test_without_a_compiler_the_run_goes_on(home, tmp_path):
+    env = os.environ | {'CXX': str(tmp_path / 'none'), 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache'), 'OMP_NUM_THREADS': '1'}
+    options = arguments('--save', 'logs/no_compiler', '--compile', '--epochs', '1')
+    done = subprocess.run(options, check=False, cwd=home, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('\n') == 1 and '--compile: no working compiler' in done.stderr
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def refused(home, *options, **kw):
+    before = sorted(str(p) for p in home.rglob('*'))
+    began = time.time()
+    done = command(home, *options, **kw)
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert done.stderr.count('\n') == 1 and done.stderr.startswith('cifar.py: error: '), done.stderr
+    assert sorted(str(p) for p in home.rglob('*')) == before
+    assert time.time() - began < 30
+    return done.stderr
+
+
+MISTAKES = [
+    (['--dept', '10'], '--dept'),
+    (['--depth', '11'], 'depth 11'),
+    (['--depth', '4'], 'depth 4'),
+    (['--depth', 'ten'], '--depth'),
+    (['--width', '0'], '--width'),
+    (['--width', 'nan'], '--width'),
+    (['--width', '0.01'], 'width 0.01'),
+    (['--lr', '-1'], '--lr'),
+    (['--lr', 'inf'], '--lr'),
+    (['--epochs', '-1'], '--epochs'),
+    (['--epochs', '1.5'], '--epochs'),
+    (['--batch_size', '0'], '--batch_size'),
+    (['--weight_decay', 'nan'], '--weight_decay'),
+    (['--temperature', '0', '--teacher_id', 'teacher'], '--temperature'),
+    (['--epoch_step', '60,120'], '--epoch_step'),
+    (['--epoch_step', '[120,60]'], '--epoch_step'),
+    (['--epoch_step', '[0]'], '--epoch_step'),
+    (['--epoch_step', '{"a":1}'], '--epoch_step'),
+    (['--alpha', '1.5', '--teacher_id', 'teacher'], '--alpha'),
+    (['--alpha', '0.9'], '--teacher_id'),
+    (['--beta', '1e3'], '--teacher_id'),
+    (['--beta', '-1', '--teacher_id', 'teacher'], '--beta'),
+    (['--alpha', '0', '--beta', '0', '--teacher_id', 'teacher'], 'both 0'),
+    (['--teacher_id', 'nobody'], 'nobody'),
+    (['--dtype', 'half'], '--dtype'),
+    (['--validate', '2'], '--validate'),
+    (['--validate', '119'], '--validate'),
+    (['--randomcrop_pad', '12'], '--randomcrop_pad'),
+    (['--gpu_id', 'x'], '--gpu_id'),
+    (['--device', 'tpu'], '--device'),
+    (['--cuda', '--device', 'cpu'], '--cuda'),
+    (['--save', 'logs/teacher'], '--resume'),
+    (['--save', 'set/train/cat/000.png'], 'not a folder'),
+    (['--save', '/proc/nowhere/run'], '/proc'),
+    (['--resume', 'logs/nowhere'], 'logs/nowhere'),
+    (['--resume', '--save', 'logs/teacher', '--width', '2'], '--width'),
+    (['--resume', '--save', 'logs/teacher', '--width', '1', '--lr', '0.5'], '--lr'),
+    (['--evaluate', 'logs/nowhere'], 'logs/nowhere'),
+    (['--evaluate', 'set/train/cat/000.png'], '000.png'),
+    (['stray'], 'stray'),
+]
+
+
+def in_process(home, options, capsys, monkeypatch):
+    """The refusal of cifar.main in this process: a subprocess costs two seconds. Some mistakes go through the real command below."""
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, 'argv', ['cifar.py'])
+    before = sorted(str(p) for p in home.rglob('*'))
+    status = utils.call_main(cifar.main, ['--dataset', 'folder', '--dataroot', 'set', *NET, *options])
+    error = capsys.readouterr().err
+    assert status == 2 and error.count('\n') == 1 and error.startswith('cifar.py: error: '), error
+    assert sorted(str(p) for p in home.rglob('*')) == before
+    return error
+
+
+@pytest.mark.parametrize('options, named', MISTAKES, ids=lambda v: ' '.join(v) if isinstance(v, list) else '')
+def test_a_mistake_is_one_line_that_names_it(home, options, named, capsys, monkeypatch):
+    assert named in in_process(home, options, capsys, monkeypatch)
+
+
+def test_a_mistake_ends_the_command_with_status_2(home):
+    assert 'depth 11' in refused(home, '--depth', '11')
+    assert 'nobody' in refused(home, '--teacher_id', 'nobody')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
+def test_a_gpu_that_is_not_there_is_named(home, capsys, monkeypatch):
+    for options, named in (['--device', 'cuda'], '--device cuda'), (['--cuda'], '--device cuda'), (['--ngpu', '2'], '--ngpu 2'):
+        assert named in in_process(home, options, capsys, monkeypatch)
+
+
+def test_broken_teachers_are_named(home, capsys, monkeypatch):
+    def teacher(name, log=None, model=None):
+        folder = home / 'logs' / name
+        shutil.copytree(home / 'logs/teacher', folder)
+        if log is not None:
+            (folder / 'log.txt').write_text(log)
+        if callable(model):
+            params = utils.load_params(folder / 'model.hkl')
+            model(params)
+            utils.save_params(folder / 'model.hkl', params)
+        elif model is not None:
+            (folder / 'model.hkl').write_bytes(model)
+        return ['--teacher_id', name]
+
+    whole = (home / 'logs/teacher/model.hkl').read_bytes()
+    cases = [
+        (teacher('log_empty', log=''), 'log.txt'),
+        (teacher('log_cut', log='json_stats: {"depth": 10, "wid'), 'log.txt'),
+        (teacher('log_odd', log='json_stats: {"depth": "x", "width": null}\n'), 'depth and width'),
+        (teacher('log_nan', log='json_stats: {"depth": NaN, "width": 1}\n'), 'depth'),
+        (teacher('log_other', log='json_stats: {"depth": 16, "width": 1.0}\n'), 'missing'),
+        (teacher('model_cut', model=whole[: len(whole) // 2]), 'model.hkl'),
+        (teacher('model_empty', model=b''), 'model.hkl'),
+        (teacher('model_shape', model=lambda p: p.update({'conv0': torch.zeros(8, 3, 3, 3)})), 'conv0'),
+        (teacher('model_nan', model=lambda p: p['group1.block0.conv1'].fill_(float('nan'))), 'group1.block0.conv1'),
+        (teacher('model_less', model=lambda p: p.pop('bn.bias')), 'bn.bias'),
+        (teacher('model_more', model=lambda p: p.update(strange=torch.zeros(1))), 'strange'),
+    ]
+    (home / 'logs/neither').mkdir()
+    shutil.copy(home / 'logs/teacher/log.txt', home / 'logs/neither')
+    cases.append((['--teacher_id', 'neither'], 'model.hkl'))
+    for options, named in cases:
+        assert named in in_process(home, options, capsys, monkeypatch)
+
+
+def test_other_classes_matter_with_alpha_alone(home, tmp_path, capsys, monkeypatch):
+    make_images(tmp_path / 'two', per_class=8, classes=('cat', 'dog'))
+    two = ['--dataroot', str(tmp_path / 'two'), '--teacher_id', 'teacher', '--epochs', '1']
+    error = in_process(home, [*two, '--alpha', '0.9'], capsys, monkeypatch)
+    assert '--alpha' in error and 'cat, dog' in error
+    monkeypatch.chdir(home)
+    options = ['--dataset', 'folder', *NET, *two, '--beta', '100', '--save', str(tmp_path / 'run')]
+    assert utils.call_main(cifar.main, options) == 0
+    assert utils.read_log(tmp_path / 'run/log.txt')[0]['teacher_test_acc'] is None
+
+
+def test_broken_data_is_named(home, tmp_path, capsys, monkeypatch):
+    def data_set(name):
+        return make_images(tmp_path / name, per_class=4)
+
+    def cut(root):
+        image = cv2.imread(str(root / 'train/dog/001.png'))
+        _, raw = cv2.imencode('.jpg', image)
+        (root / 'train/dog/bad.jpg').write_bytes(raw.tobytes()[:-30])
+
+    breakers = {
+        'cut': (cut, 'bad.jpg'),
+        'size': (lambda r: cv2.imwrite(str(r / 'test/dog/odd.png'), np.zeros((9, 9, 3), np.uint8)), 'odd.png'),
+        'empty': (lambda r: [f.unlink() for f in (r / 'train/fox').iterdir()], 'fox'),
+        'classes': (lambda r: (r / 'test/fox').rename(r / 'test/owl'), 'owl'),
+        'one': (lambda r: [shutil.rmtree(r / s / c) for s in ('train', 'test') for c in ('dog', 'fox')], '1 class'),
+        'no_test': (lambda r: shutil.rmtree(r / 'test'), 'test'),
+    }
+    for name, (breaker, named) in breakers.items():
+        root = data_set(name)
+        breaker(root)
+        assert named in in_process(home, ['--dataroot', str(root)], capsys, monkeypatch)
+    assert 'nowhere' in in_process(home, ['--dataroot', str(tmp_path / 'nowhere')], capsys, monkeypatch)
+
+
+def test_other_data_or_another_teacher_cannot_go_on(home, tmp_path, capsys, monkeypatch):
+    assert command(home, '--save', 'logs/facts', '--teacher_id', 'teacher', '--epochs', '1').returncode == 0
+    shutil.copytree(home / 'set', tmp_path / 'set')
+    cv2.imwrite(str(tmp_path / 'set/train/cat/000.png'), np.zeros((12, 12, 3), np.uint8))
+    go_on = ['--save', 'logs/facts', '--resume', '--epochs', '2']
+    assert 'dataroot' in in_process(home, [*go_on, '--dataroot', str(tmp_path / 'set')], capsys, monkeypatch)
+
+
+def test_damaged_checkpoints_are_refused_and_kept(home, capsys, monkeypatch):
+    assert command(home, '--save', 'logs/hurt', '--epochs', '1').returncode == 0
+    path = home / 'logs/hurt/checkpoint.pt'
+    whole = path.read_bytes()
+    go_on = ['--save', 'logs/hurt', '--resume', '--epochs', '2']
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in b'', whole[: len(whole) // 2], whole[:-7], bytes(flipped), b'x' * 1000:
+        path.write_bytes(damaged)
+        assert 'checkpoint.pt' in in_process(home, go_on, capsys, monkeypatch)
+        assert path.read_bytes() == damaged
+    path.unlink()
+    assert 'checkpoint.pt' in in_process(home, go_on, capsys, monkeypatch)
+    torch.save({'params': {}}, path)
+    assert 'not a checkpoint' in in_process(home, go_on, capsys, monkeypatch)
+
+
+OPTIONS = sorted(s for a in cifar.parser._actions for s in a.option_strings if s not in ('-h', '--help', '--save'))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.sampled_from(OPTIONS), st.text(max_size=8) | st.floats().map(str) | st.integers().map(str)), max_size=4))
+def test_options_never_end_in_a_traceback(tmp_path_factory, options):
+    """Whatever is typed, the options are taken, or refused by a UserError: here up to where data and teacher are opened."""
+    folder = tmp_path_factory.getbasetemp() / 'options'
+    folder.mkdir(exist_ok=True)
+    argv = [word for pair in options for word in pair]
+    try:
+        opt, given_options = cifar.parser.parse(argv)
+        opt.save = str(folder / 'none')
+        cifar.find_checkpoint(opt, given_options)
+        cifar.complete(opt)
+        resnet.wrn(opt.depth, min(opt.width, 2), 10) if opt.depth < 100 else None
+    except utils.UserError:
+        pass
+
+
+def test_the_published_commands_parse():
+    for line in (
+        '--save logs/resnet_16_2_teacher --depth 16 --width 2',
+        '--save logs/at_16_1_16_2 --teacher_id resnet_16_2_teacher --beta 1e+3',
+        '--save logs/kd_16_1_16_2 --teacher_id resnet_16_2_teacher --alpha 0.9',
+        '--save logs/atkd --teacher_id resnet_16_2_teacher --alpha 0.9 --beta 1e+3 --gpu_id 0,1 --ngpu 2 --cuda --nthread 4',
+        '--dataset CIFAR100 --dataroot . --epoch_step [60,120,160] --randomcrop_pad 4 --temperature 4 --dtype float',
+    ):
+        opt = cifar.complete(cifar.parser.parse(line.split())[0])
+        assert opt.epoch_step == [60, 120, 160] and (opt.beta == 1000 or 'beta' not in line)
