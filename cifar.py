@@ -29,6 +29,7 @@ from utils import UserError, number
 PUBLISHED_EPOCHS, PUBLISHED_STEPS = 200, [60, 120, 160]
 
 parser = utils.Parser(__doc__)
+# fmt: off
 parser.add_argument('--depth', default=16, type=number(int, 1), help='depth of the net, 6n + 4 (paper: 16, 40; default: 16)')
 parser.add_argument('--width', default=1.0, type=number(above=0), help='factor of its channels 16, 32, 64 (paper: 1, 2; default: 1)')
 parser.add_argument('--dataset', default='CIFAR10', choices=['CIFAR10', 'CIFAR100', 'folder', 'shapes'], help='folder: DATAROOT/train/CLASS/* and DATAROOT/test/CLASS/*; shapes: drawn, needs no files (paper: CIFAR10)')
@@ -40,6 +41,7 @@ parser.add_argument('--alpha', type=number(low=0, high=1), help='weight of knowl
 parser.add_argument('--temperature', default=4.0, type=number(above=0), help='temperature of knowledge distillation (paper: 4)')
 parser.add_argument('--beta', type=number(low=0), help='weight of attention transfer (paper: 1e+3; default: 1e+3 with a teacher and no --alpha, else 0)')
 utils.add_training_options(parser, batch_size=128, lr=0.1, epochs=PUBLISHED_EPOCHS, weight_decay=5e-4, epoch_step=PUBLISHED_STEPS, lr_decay_ratio=0.2)
+# fmt: on
 
 
 # ---------------------------------------------------------------- options
@@ -53,7 +55,9 @@ def complete(opt):
             opt.beta = 1e3
             print('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
         if not opt.alpha and not opt.beta:
-            raise UserError('--alpha and --beta are both 0: nothing would be learned from --teacher_id')
+            raise UserError(
+                '--alpha and --beta are both 0: nothing would be learned from --teacher_id'
+            )
     elif opt.alpha or opt.beta:
         name = 'alpha' if opt.alpha else 'beta'
         raise UserError(f'--{name} {getattr(opt, name):g} needs a teacher: give --teacher_id')
@@ -67,8 +71,23 @@ def complete(opt):
 
 def run_name(opt):
     """Dataset, net, teacher, and whatever else is not as published: CIFAR10_wrn-16-1_resnet_16_2_teacher_beta1000_seed0."""
-    said = ['dataset', 'depth', 'width', 'teacher_id', 'alpha', 'beta', 'seed', 'save', 'epoch_step', *utils.MAY_DIFFER]
-    parts = [opt.dataset, f'wrn-{opt.depth}-{opt.width:g}', *filter(None, [Path(opt.teacher_id).stem])]
+    said = [
+        'dataset',
+        'depth',
+        'width',
+        'teacher_id',
+        'alpha',
+        'beta',
+        'seed',
+        'save',
+        'epoch_step',
+        *utils.MAY_DIFFER,
+    ]
+    parts = [
+        opt.dataset,
+        f'wrn-{opt.depth}-{opt.width:g}',
+        *filter(None, [Path(opt.teacher_id).stem]),
+    ]
     parts += [f'{name}{getattr(opt, name):g}' for name in ('alpha', 'beta') if getattr(opt, name)]
     parts += [f'epochs{opt.epochs}'] if opt.epochs != PUBLISHED_EPOCHS else []
     if opt.epoch_step != utils.scaled_steps(PUBLISHED_STEPS, PUBLISHED_EPOCHS, opt.epochs):
@@ -117,7 +136,9 @@ def load_net(source):
         if records:
             depth, width = records[0].get('depth'), records[0].get('width')
             if not all(type(v) in (int, float) for v in (depth, width)):
-                raise UserError(f'the first line of {source / "log.txt"} does not tell depth and width')
+                raise UserError(
+                    f'the first line of {source / "log.txt"} does not tell depth and width'
+                )
         f, expected = resnet.wrn(depth, width, num_classes)
     except UserError as e:
         raise UserError(f'{weights}: {e}') from e
@@ -128,7 +149,9 @@ def load_teacher(opt, classes):
     """(f, params, records) of --teacher_id. With --alpha its classes must be ours; its maps have none."""
     found = [p for p in (Path('logs') / opt.teacher_id, Path(opt.teacher_id)) if p.exists()]
     if not found:
-        raise UserError(f'--teacher_id {opt.teacher_id}: there is no logs/{opt.teacher_id}, and no such folder or file')
+        raise UserError(
+            f'--teacher_id {opt.teacher_id}: there is no logs/{opt.teacher_id}, and no such folder or file'
+        )
     f, params, records = load_net(found[0])
     if opt.alpha and not same_classes(params, records, classes):
         raise UserError(
@@ -198,18 +221,24 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
         bad = (~window.isfinite()).nonzero()
         if len(bad):
             step, term = bad[0].tolist()
-            name = term_names(window.shape[1] - 3)[term if term else int(bad[bad[:, 0] == step][-1, 1])]
+            name = term_names(window.shape[1] - 3)[
+                term if term else int(bad[bad[:, 0] == step][-1, 1])
+            ]
             raise UserError(
                 f'epoch {epoch}, step {looked + step + 1} of {len(steps)}: {name} is {window[step, term]}; the checkpoint of the last '
                 f'whole epoch, if there is one, is kept in {opt.save}. A lower --lr or --beta may help',
                 status=1,
             )
-        bar.set_postfix_str(f'loss {window[:, 0].mean():.3f}, accuracy {window[:, -1].mean():.1f} %')
+        bar.set_postfix_str(
+            f'loss {window[:, 0].mean():.3f}, accuracy {window[:, -1].mean():.1f} %'
+        )
         return len(rows)
 
     looked = 0
     description = f'epoch {epoch}/{opt.epochs}'
-    with tqdm(total=n, desc=description, unit=' images', leave=False, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(
+        total=n, desc=description, unit=' images', leave=False, disable=not sys.stderr.isatty()
+    ) as bar:
         for index, drawn in zip(steps, draws.split(opt.batch_size)):
             loss, terms = loss_of(images, index, drawn, labels[index], params)
             optimizer.zero_grad()
@@ -237,7 +266,9 @@ def test(f, params, test_set, base=''):
         logits, _ = f(data.normalize(x), params, False, base)
         losses.append(F.cross_entropy(logits, targets, reduction='sum'))
         correct += (logits.argmax(1) == targets).sum()
-    return float(torch.stack(losses).cpu().double().sum()) / len(labels), 100 * int(correct) / len(labels)
+    return float(torch.stack(losses).cpu().double().sum()) / len(labels), 100 * int(correct) / len(
+        labels
+    )
 
 
 def test_teacher(f, params, records, test_set, opt):
@@ -285,7 +316,9 @@ def main(argv=None):
         print(f'finished: {checkpoint["epoch"]} epochs are done')
         return
     if utils.holds_run(opt.save) and not here:
-        raise UserError(f'--save {opt.save}: holds a run already; go on with it by --resume, or choose another folder')
+        raise UserError(
+            f'--save {opt.save}: holds a run already; go on with it by --resume, or choose another folder'
+        )
     utils.check_writable(opt.save)
 
     classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
@@ -302,7 +335,9 @@ def main(argv=None):
     if opt.validate:
         train_set, test_set = data.hold_out(train_set, opt.validate)
     if not opt.randomcrop_pad < min(train_set.images.shape[1:3]):
-        raise UserError(f'--randomcrop_pad {opt.randomcrop_pad}: must be smaller than the images, {train_set.images.shape[2]}x{train_set.images.shape[1]} here')
+        raise UserError(
+            f'--randomcrop_pad {opt.randomcrop_pad}: must be smaller than the images, {train_set.images.shape[2]}x{train_set.images.shape[1]} here'
+        )
     facts = {
         'data': utils.crc([train_set.images, train_set.labels, test_set.images, test_set.labels]),
         'teacher': utils.crc(params_t.values()),
@@ -317,10 +352,14 @@ def main(argv=None):
     if checkpoint:
         facts['teacher_test_acc'] = checkpoint['facts'].get('teacher_test_acc')
     else:
-        facts['teacher_test_acc'] = test_teacher(f_teacher, params_t, records, test_set, opt) if f_teacher else None
+        facts['teacher_test_acc'] = (
+            test_teacher(f_teacher, params_t, records, test_set, opt) if f_teacher else None
+        )
     loss_of = make_loss(f_student, f_teacher, opt, device_ids)
     if opt.compile and utils.compiler_works(device):
-        loss_of = torch.compile(loss_of, dynamic=False)  # each batch shape by itself: a resumed run runs the same graphs
+        loss_of = torch.compile(
+            loss_of, dynamic=False
+        )  # each batch shape by itself: a resumed run runs the same graphs
     with utils.open_folder(opt.save):
         if checkpoint:
             (utils.agree if here else utils.save_run)(opt.save, checkpoint)
@@ -329,10 +368,14 @@ def main(argv=None):
 
 def train(opt, loss_of, f_student, params, train_set, test_set, facts, checkpoint):
     """The epochs, from the checkpoint's on; after each the run folder is written, and a line."""
-    params_s = {k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')}
+    params_s = {
+        k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')
+    }
     trainable = [v for v in params_s.values() if v.requires_grad]
     n_parameters = sum(v.numel() for v in trainable)
-    print(f'WRN-{opt.depth}-{opt.width:g}: {n_parameters:,} parameters; {len(train_set.labels):,} images of {len(train_set.classes)} classes')
+    print(
+        f'WRN-{opt.depth}-{opt.width:g}: {n_parameters:,} parameters; {len(train_set.labels):,} images of {len(train_set.classes)} classes'
+    )
 
     epoch, log = 0, []
     optimizer = make_optimizer(trainable, opt, learning_rate(1, opt))
@@ -347,7 +390,10 @@ def train(opt, loss_of, f_student, params, train_set, test_set, facts, checkpoin
         start = time.time()
         test_loss, test_acc = test(f_student, params_s, test_set)
         if not math.isfinite(test_loss):
-            raise UserError(f'epoch {epoch}: the test loss is {test_loss}; {opt.save} is kept as after the epoch before', status=1)
+            raise UserError(
+                f'epoch {epoch}: the test loss is {test_loss}; {opt.save} is kept as after the epoch before',
+                status=1,
+            )
         record = utils.run_options(opt) | {
             'epoch': epoch,
             **stats,
@@ -395,10 +441,14 @@ def evaluate(opt, given):
     device, _ = utils.choose_device(opt)
     f, params, records = load_net(opt.evaluate)
     for name in {'dataset', 'dataroot', 'validate'} - given:
-        setattr(opt, name, records[0].get(name, getattr(opt, name)) if records else getattr(opt, name))
+        setattr(
+            opt, name, records[0].get(name, getattr(opt, name)) if records else getattr(opt, name)
+        )
     classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
     if not same_classes(params, records, classes):
-        raise UserError(f'--evaluate {opt.evaluate}: has {len(params["fc.bias"])} classes, the data {len(classes)} ({utils.listing(classes)})')
+        raise UserError(
+            f'--evaluate {opt.evaluate}: has {len(params["fc.bias"])} classes, the data {len(classes)} ({utils.listing(classes)})'
+        )
     train_set, test_set = load()
     if opt.validate:
         test_set = data.hold_out(train_set, opt.validate)[1]

@@ -58,7 +58,9 @@ def torchvision_set(dataset, dataroot, train):
     try:
         raw = getattr(torchvision.datasets, dataset)(dataroot, train=train, download=True)
     except (OSError, RuntimeError, urllib.error.URLError) as e:
-        for folder in missing:  # torchvision creates them before it knows whether it can fetch anything
+        for (
+            folder
+        ) in missing:  # torchvision creates them before it knows whether it can fetch anything
             with contextlib.suppress(OSError):
                 folder.rmdir()
         reason = (str(e) or type(e).__name__).splitlines()[0]
@@ -66,7 +68,11 @@ def torchvision_set(dataset, dataroot, train):
             f'{dataset} is not in {Path(dataroot).absolute()} and could not be fetched ({reason}): '
             f'put {archive} in {Path(dataroot).absolute()}, or use --dataset folder | shapes'
         ) from e
-    return ImageSet(torch.from_numpy(np.ascontiguousarray(raw.data)), torch.tensor(raw.targets), list(raw.classes))
+    return ImageSet(
+        torch.from_numpy(np.ascontiguousarray(raw.data)),
+        torch.tensor(raw.targets),
+        list(raw.classes),
+    )
 
 
 def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
@@ -82,7 +88,11 @@ def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
             f'--validate {n}: must leave images of each of {len(train.classes)} classes on both sides ({len(train.labels)} in all)'
         )
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(train.labels)))
-    out = torch.cat([shuffled[train.labels[shuffled] == c][: share[c]] for c in range(len(counts))]).sort().values
+    out = (
+        torch.cat([shuffled[train.labels[shuffled] == c][: share[c]] for c in range(len(counts))])
+        .sort()
+        .values
+    )
     rest = torch.ones(len(train.labels), dtype=torch.bool)
     rest[out] = False
     return (
@@ -102,18 +112,24 @@ def scan_folder(dataroot) -> tuple[dict, dict]:
     sets = []
     for folder in root / 'train', test:
         if not folder.is_dir():
-            raise UserError(f'--dataroot {root}: there is no folder {folder} (wanted: train/CLASS/* and test/CLASS/*, or val)')
+            raise UserError(
+                f'--dataroot {root}: there is no folder {folder} (wanted: train/CLASS/* and test/CLASS/*, or val)'
+            )
         classes = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.'))
         if len(classes) < 2:
             raise UserError(f'{folder}: has {len(classes)} class folders; at least 2 are needed')
-        files = {d.name: sorted(f for f in d.iterdir() if not f.name.startswith('.')) for d in classes}
+        files = {
+            d.name: sorted(f for f in d.iterdir() if not f.name.startswith('.')) for d in classes
+        }
         for name, fs in files.items():
             if not fs:
                 raise UserError(f'{folder / name}: holds no images')
         sets.append(files)
     if list(sets[0]) != list(sets[1]):
         odd = sorted(set(sets[0]) ^ set(sets[1]))
-        raise UserError(f'{root}: {root / "train"} and {test} have different classes: {", ".join(odd[:5])} only in one of them')
+        raise UserError(
+            f'{root}: {root / "train"} and {test} have different classes: {", ".join(odd[:5])} only in one of them'
+        )
     return sets[0], sets[1]
 
 
@@ -123,7 +139,9 @@ def decode_sets(train, test, nthread=0):
     size = Counter(i.shape for i in images).most_common(1)[0][0]
     for file, image in zip(files, images):
         if image.shape != size:
-            raise UserError(f'{file}: is {image.shape[1]}x{image.shape[0]}, most images are {size[1]}x{size[0]}; all must have one size')
+            raise UserError(
+                f'{file}: is {image.shape[1]}x{image.shape[0]}, most images are {size[1]}x{size[0]}; all must have one size'
+            )
     sets, start = [], 0
     for split in train, test:
         labels = torch.tensor([c for c, fs in enumerate(split.values()) for _ in fs])
@@ -138,7 +156,14 @@ def decode_all(files, nthread=0) -> list:
 
     Raises UserError that names the first broken file."""
     with quiet_decoders() as stderr, ThreadPoolExecutor(nthread or cores()) as pool:
-        bar = tqdm(total=len(files), desc='decoding', unit=' images', leave=False, file=stderr, disable=not stderr.isatty())
+        bar = tqdm(
+            total=len(files),
+            desc='decoding',
+            unit=' images',
+            leave=False,
+            file=stderr,
+            disable=not stderr.isatty(),
+        )
         chunks = [files[i : i + 256] for i in range(0, len(files), 256)]
         images = []
         try:
@@ -229,9 +254,16 @@ def crop_and_flip(n: int, seed: int, epoch: int, pad: int) -> torch.Tensor:
     """int64 [n, 3]: for sample i of an epoch the crop's offset down and right, each uniform in 0 .. 2 pad, and whether it is
     flipped. A row is a function of (seed, epoch, i) alone, whatever n."""
     key = np.uint64(seed_of(seed, 'crop and flip', epoch))
-    draws = [_mix(_mix(np.arange(n, dtype=np.uint64) + key) + np.uint64(j)) >> np.uint64(33) for j in range(3)]
+    draws = [
+        _mix(_mix(np.arange(n, dtype=np.uint64) + key) + np.uint64(j)) >> np.uint64(33)
+        for j in range(3)
+    ]
     choices = (2 * pad + 1, 2 * pad + 1, 2)
-    return torch.from_numpy(np.stack([(d * np.uint64(c)) >> np.uint64(31) for d, c in zip(draws, choices)], 1).astype(np.int64))
+    return torch.from_numpy(
+        np.stack([(d * np.uint64(c)) >> np.uint64(31) for d, c in zip(draws, choices)], 1).astype(
+            np.int64
+        )
+    )
 
 
 def _mix(x):
@@ -245,7 +277,9 @@ def _mix(x):
 # ---------------------------------------------------------------- batches, on the training device
 
 
-def augment(images: torch.Tensor, index: torch.Tensor, draws: torch.Tensor, pad: int) -> torch.Tensor:
+def augment(
+    images: torch.Tensor, index: torch.Tensor, draws: torch.Tensor, pad: int
+) -> torch.Tensor:
     """Reflect-pad, crop and flip images[index]: uint8 [N, H, W, 3] -> [B, H, W, 3], on the device that holds them.
 
     draws: int64 [B, 3], rows of crop_and_flip. Nothing is padded: each output pixel is fetched from where reflection
@@ -273,7 +307,18 @@ def normalize(batch: torch.Tensor) -> torch.Tensor:
 
 # ---------------------------------------------------------------- shapes: a set that is drawn, not loaded
 
-SHAPES = ['disc', 'ring', 'square', 'frame', 'triangle', 'diamond', 'cross', 'plus', 'star', 'arrow']
+SHAPES = [
+    'disc',
+    'ring',
+    'square',
+    'frame',
+    'triangle',
+    'diamond',
+    'cross',
+    'plus',
+    'star',
+    'arrow',
+]
 SHAPES_TRAIN, SHAPES_TEST = 3000, 1000
 
 
@@ -289,14 +334,23 @@ def draw_shapes(n: int, seed: int) -> ImageSet:
 
 def _draw_shape(label, rng, size=32, scraps=7):
     coarse = rng.uniform(65, 190, (8, 8, 1)) + rng.uniform(-35, 35, (8, 8, 3))
-    image = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 8, (size, size, 1))
+    image = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC) + rng.normal(
+        0, 8, (size, size, 1)
+    )
     for _ in range(scraps):
         triangle = rng.uniform(0, size, 2) + rng.uniform(-5.2, 5.2, (3, 2))
         _paint(image, [(255, triangle)], rng.integers(len(SHAPES)), rng)
     radius, angle = rng.uniform(4, 5.5), rng.uniform(-0.2, 0.2)
     centre = rng.uniform(radius + 1, size - radius - 1, 2)
-    turn = radius * np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    _paint(image, [(value, centre + polygon @ turn) for value, polygon in shape_polygons(SHAPES[label])], label, rng)
+    turn = radius * np.array(
+        [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
+    )
+    _paint(
+        image,
+        [(value, centre + polygon @ turn) for value, polygon in shape_polygons(SHAPES[label])],
+        label,
+        rng,
+    )
     return image.clip(0, 255).astype(np.uint8)
 
 
@@ -330,5 +384,10 @@ def shape_polygons(name):
         'cross': [(255, diagonal), (255, diagonal[:, ::-1] * (1, -1))],
         'plus': [(255, bar), (255, bar[:, ::-1])],
         'star': [(255, star)],
-        'arrow': [(255, np.array([(0, -1), (0.8, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-0.8, 0)]))],
+        'arrow': [
+            (
+                255,
+                np.array([(0, -1), (0.8, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-0.8, 0)]),
+            )
+        ],
     }[name]

@@ -56,9 +56,13 @@ def wrn(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
     Raises UserError where depth is not 6n + 4 with n >= 1, or width or num_classes leave no channels.
     """
     if not 10 <= depth < 10_000 or depth % 6 != 4:
-        raise UserError(f'depth {depth}: a Wide ResNet has depth 6n + 4 with n >= 1, such as 10, 16, 22, 28 or 40')
+        raise UserError(
+            f'depth {depth}: a Wide ResNet has depth 6n + 4 with n >= 1, such as 10, 16, 22, 28 or 40'
+        )
     if not 1 / 16 <= width < 1000:
-        raise UserError(f'width {width}: must be at least 1/16, so that a group has a channel, and below 1000')
+        raise UserError(
+            f'width {width}: must be at least 1/16, so that a group has a channel, and below 1000'
+        )
     if num_classes < 1:
         raise UserError(f'num_classes {num_classes}: must be at least 1')
     n = (int(depth) - 4) // 6
@@ -124,14 +128,29 @@ def wrn_function(n: int) -> Callable:
 def wrn_shape(params: dict) -> tuple[int, float, int]:
     """(depth, width, num_classes) of the wrn whose parameters these are. Raises UserError where they are not a wrn's."""
     block = r'group[0-2]\.block\d+\.(conv0|conv1|convdim|bn[01]\.(weight|bias|running_mean|running_var))'
-    known = re.compile(rf'conv0|{block}|bn\.(weight|bias|running_mean|running_var)|fc\.(weight|bias)')
-    needed = {'conv0': 4, 'group0.block0.conv0': 4, 'group2.block0.conv0': 4, 'bn.weight': 1, 'fc.weight': 2, 'fc.bias': 1}
-    missing = [name for name, dim in needed.items() if name not in params or params[name].dim() != dim]
+    known = re.compile(
+        rf'conv0|{block}|bn\.(weight|bias|running_mean|running_var)|fc\.(weight|bias)'
+    )
+    needed = {
+        'conv0': 4,
+        'group0.block0.conv0': 4,
+        'group2.block0.conv0': 4,
+        'bn.weight': 1,
+        'fc.weight': 2,
+        'fc.bias': 1,
+    }
+    missing = [
+        name for name, dim in needed.items() if name not in params or params[name].dim() != dim
+    ]
     odd = [name for name in params if not known.fullmatch(name)]
     if missing or odd:
         raise UserError(
             'not the parameters of a Wide ResNet: '
-            + '; '.join(f'{", ".join(names[:3])} {what}' for names, what in ((missing, 'missing'), (odd, 'not understood')) if names)
+            + '; '.join(
+                f'{", ".join(names[:3])} {what}'
+                for names, what in ((missing, 'missing'), (odd, 'not understood'))
+                if names
+            )
         )
     n = len({name.split('.')[1] for name in params if name.startswith('group0.')})
     return 6 * n + 4, params['group2.block0.conv0'].shape[0] / 64, params['fc.weight'].shape[0]

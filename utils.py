@@ -114,15 +114,22 @@ def print_tensor_dict(params: dict) -> None:
 def check_params(params: dict, expected: dict, source) -> dict:
     """`params` in the order and dtype of `expected`, detached. Raises UserError, naming `source` and the tensor, where a name is
     missing or not understood, a shape differs, or a value is not finite."""
-    for what, names in ('missing', expected.keys() - params.keys()), ('not understood', params.keys() - expected.keys()):
+    for what, names in (
+        ('missing', expected.keys() - params.keys()),
+        ('not understood', params.keys() - expected.keys()),
+    ):
         if names:
             some = ', '.join(sorted(names)[:3])
-            raise UserError(f'{source}: {len(names)} parameters {what} ({some}{", …" if len(names) > 3 else ""})')
+            raise UserError(
+                f'{source}: {len(names)} parameters {what} ({some}{", …" if len(names) > 3 else ""})'
+            )
     checked = {}
     for name, e in expected.items():
         p = params[name].detach()
         if p.shape != e.shape:
-            raise UserError(f'{source}: {name} has shape {tuple(p.shape)}, this net needs {tuple(e.shape)}')
+            raise UserError(
+                f'{source}: {name} has shape {tuple(p.shape)}, this net needs {tuple(e.shape)}'
+            )
         if not p.is_floating_point() or not p.float().isfinite().all():
             raise UserError(f'{source}: {name} holds nan or inf, or no floats')
         checked[name] = p.to(e.dtype).contiguous()
@@ -237,7 +244,11 @@ def data_parallel(f, input, params: dict, training: bool, device_ids, output_dev
     replicas[0].update({k: v for k, v in params.items() if not v.requires_grad})
     fs = [partial(f, params=p, training=training) for p in replicas]
     outputs = parallel_apply(fs, inputs, devices=device_ids)
-    return gather_outputs(outputs, [batch_size(i[0]) for i in inputs], device_ids[0] if output_device is None else output_device)
+    return gather_outputs(
+        outputs,
+        [batch_size(i[0]) for i in inputs],
+        device_ids[0] if output_device is None else output_device,
+    )
 
 
 def batch_size(batch) -> int:
@@ -264,7 +275,13 @@ def load_params(path) -> dict:
     Raises UserError with the file and what was wrong with it.
     """
     path = Path(path)
-    readers = {'.hkl': _read_hkl, '.pth': torch_load, '.pt': torch_load, '.pt7': torch_load, '.safetensors': _read_safetensors}
+    readers = {
+        '.hkl': _read_hkl,
+        '.pth': torch_load,
+        '.pt': torch_load,
+        '.pt7': torch_load,
+        '.safetensors': _read_safetensors,
+    }
     if path.suffix not in readers:
         raise UserError(f'{path}: not a weights file; its name must end in {", ".join(readers)}')
     if not path.is_file():
@@ -276,10 +293,17 @@ def load_params(path) -> dict:
     if not isinstance(params, dict) or not params:
         raise UserError(f'{path}: holds no dict of tensors')
     for name, value in params.items():
-        if not isinstance(name, str) or not torch.is_tensor(value) or value.layout != torch.strided or value.is_quantized:
+        if (
+            not isinstance(name, str)
+            or not torch.is_tensor(value)
+            or value.layout != torch.strided
+            or value.is_quantized
+        ):
             raise UserError(f'{path}: {name!r} is {type(value).__name__}, not a dense tensor')
     if any(name.startswith('student.') for name in params):
-        params = {k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')}
+        params = {
+            k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')
+        }
     return {k: v.detach() for k, v in params.items()}
 
 
@@ -315,18 +339,28 @@ def _read_hkl(path):
         # that 4 sets on its dict tells them apart as well.
         if 'HICKLE_VERSION' in h.attrs:
             nested = 'base_type' in _member(path, h, 'data').attrs
-            entries = _entries_nested(path, h, 'data', 'data', 'base_type') if nested else _entries_5(path, h)
+            entries = (
+                _entries_nested(path, h, 'data', 'data', 'base_type')
+                if nested
+                else _entries_5(path, h)
+            )
         elif _text(h.attrs.get('CLASS', '')) == 'hickle':
             version = _text(h.attrs['VERSION']).split('.')[0]
             if version not in ('2', '3'):
-                raise UserError(f'{path}: written by hickle {version}; versions 2 to 5 are understood')
+                raise UserError(
+                    f'{path}: written by hickle {version}; versions 2 to 5 are understood'
+                )
             entries = _entries_nested(path, h, 'data_0', 'data_0', 'type')
         else:
             raise UserError(f'{path}: an HDF5 file, but not written by hickle')
         nodes = dict(entries)
-        bytes_of = {name: node.nbytes for name, node in nodes.items() if isinstance(node, h5py.Dataset)}
+        bytes_of = {
+            name: node.nbytes for name, node in nodes.items() if isinstance(node, h5py.Dataset)
+        }
         if sum(bytes_of.values()) > 2**32:
-            _refuse(path, max(bytes_of, key=bytes_of.get), 'too large (more than 4 GiB in one file)')
+            _refuse(
+                path, max(bytes_of, key=bytes_of.get), 'too large (more than 4 GiB in one file)'
+            )
         return {name: _array(path, name, node) for name, node in nodes.items()}
 
 
@@ -337,7 +371,9 @@ def _text(value) -> str:
 
 def _member(path, group, key):
     # A link into another file would read what the user did not name.
-    if not isinstance(group, h5py.Group) or not isinstance(group.get(key, getlink=True), h5py.HardLink):
+    if not isinstance(group, h5py.Group) or not isinstance(
+        group.get(key, getlink=True), h5py.HardLink
+    ):
         raise UserError(f'{path}: {key!r} is not part of this file')
     return group[key]
 
@@ -414,7 +450,9 @@ def write_atomically(path, write) -> None:
             os.close(folder)
     except (OSError, RuntimeError) as e:
         # torch and HDF5 tell a full disk by a RuntimeError of their own; a second, plain write tells the true reason.
-        raise UserError(f'cannot write {path}: {_disk_error(temporary, e)}; what was there is kept', status=1) from e
+        raise UserError(
+            f'cannot write {path}: {_disk_error(temporary, e)}; what was there is kept', status=1
+        ) from e
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -457,12 +495,17 @@ def read_log(path) -> list[dict]:
         if isinstance(record, dict):
             records.append(record)
     if not records:
-        raise UserError(f'{path}: no whole "json_stats: {{…}}" line in it; was the run cut off before its first epoch ended?')
+        raise UserError(
+            f'{path}: no whole "json_stats: {{…}}" line in it; was the run cut off before its first epoch ended?'
+        )
     return records
 
 
 def holds_run(folder) -> bool:
-    return any((Path(folder) / name).exists() for name in ('log.txt', 'checkpoint.pt', 'model.hkl', 'model.pt7'))
+    return any(
+        (Path(folder) / name).exists()
+        for name in ('log.txt', 'checkpoint.pt', 'model.hkl', 'model.pt7')
+    )
 
 
 def check_writable(folder) -> None:
@@ -499,12 +542,23 @@ def open_folder(folder):
         os.close(lock)
 
 
-CHECKPOINT = {'params': dict, 'optimizer': dict, 'epoch': int, 'step': int, 'options': dict, 'log': list, 'facts': dict, 'random': dict}
+CHECKPOINT = {
+    'params': dict,
+    'optimizer': dict,
+    'epoch': int,
+    'step': int,
+    'options': dict,
+    'log': list,
+    'facts': dict,
+    'random': dict,
+}
 
 
 def save_run(folder, checkpoint: dict) -> None:
     """Writes checkpoint.pt, then log.txt and model.hkl, which follow from it (see CHECKPOINT for what it holds)."""
-    write_atomically(Path(folder) / 'checkpoint.pt', lambda temporary: torch.save(checkpoint, temporary))
+    write_atomically(
+        Path(folder) / 'checkpoint.pt', lambda temporary: torch.save(checkpoint, temporary)
+    )
     agree(folder, checkpoint)
 
 
@@ -515,7 +569,9 @@ def agree(folder, checkpoint: dict) -> None:
     if not log.is_file() or log.read_bytes() != text.encode():
         write_text(log, text)
     try:
-        same = model.is_file() and crc(load_params(model).values()) == crc(v for _, v in sorted(checkpoint['params'].items()))
+        same = model.is_file() and crc(load_params(model).values()) == crc(
+            v for _, v in sorted(checkpoint['params'].items())
+        )
     except UserError:
         same = False
     if not same:
@@ -527,19 +583,37 @@ def load_checkpoint(path) -> dict:
     path = Path(path)
     path = path / 'checkpoint.pt' if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f'--resume: {path}: no such file; a run goes on from its checkpoint.pt alone')
+        raise UserError(
+            f'--resume: {path}: no such file; a run goes on from its checkpoint.pt alone'
+        )
     checkpoint = torch_load(path)
-    with reading(path), zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+    with (
+        reading(path),
+        zipfile.ZipFile(path) as archive,
+    ):  # torch.load does not look at the checksums
         if archive.testzip():
             raise UserError(f'--resume: {path}: damaged, its checksums are wrong')
     for key, kind in CHECKPOINT.items():
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
-            raise UserError(f'--resume: {path}: not a checkpoint of this program ({key!r} is missing or damaged)')
+            raise UserError(
+                f'--resume: {path}: not a checkpoint of this program ({key!r} is missing or damaged)'
+            )
     return checkpoint
 
 
 # What may differ between a run and its continuation: where and how long it runs, not what it computes.
-MAY_DIFFER = {'epochs', 'nthread', 'device', 'cuda', 'gpu_id', 'ngpu', 'compile', 'tensorboard', 'dataroot', 'imagenetpath'}
+MAY_DIFFER = {
+    'epochs',
+    'nthread',
+    'device',
+    'cuda',
+    'gpu_id',
+    'ngpu',
+    'compile',
+    'tensorboard',
+    'dataroot',
+    'imagenetpath',
+}
 NOT_OPTIONS_OF_A_RUN = {'resume', 'evaluate'}
 
 
@@ -552,14 +626,18 @@ def continue_options(opt, given: set, checkpoint: dict) -> None:
     """Sets every option that was not given to that of the run in `checkpoint`. Raises UserError naming one that was given and differs."""
     old_epochs = checkpoint['options'].get('epochs')
     if 'epochs' in given and opt.epochs != old_epochs and 'epoch_step' not in given:
-        print(f'--epochs {opt.epochs} in place of {old_epochs}: the rate still drops at {_plain(checkpoint["options"].get("epoch_step"))}')
+        print(
+            f'--epochs {opt.epochs} in place of {old_epochs}: the rate still drops at {_plain(checkpoint["options"].get("epoch_step"))}'
+        )
     for name, old in checkpoint['options'].items():
         if name == 'save' or not hasattr(opt, name):
             continue
         if name not in given:
             setattr(opt, name, old)
         elif getattr(opt, name) != old and name not in MAY_DIFFER:
-            raise UserError(f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, which has {_plain(old)}')
+            raise UserError(
+                f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, which has {_plain(old)}'
+            )
 
 
 def _plain(value):
@@ -582,7 +660,11 @@ def load_optimizer(optimizer, checkpoint: dict) -> None:
 
 def epoch_line(record: dict) -> str:
     """What is printed of a log record."""
-    train = f'train loss {record["train_loss"]:.3f} acc {record["train_acc"]:.2f} %, ' if record['train_loss'] is not None else ''
+    train = (
+        f'train loss {record["train_loss"]:.3f} acc {record["train_acc"]:.2f} %, '
+        if record['train_loss'] is not None
+        else ''
+    )
     ats = ' '.join(f'{v:.2e}' for v in record['at_losses'])
     return (
         f'epoch {record["epoch"]}/{record["epochs"]}: lr {record["lr"]:.2g}, {train}test loss {record["test_loss"]:.3f} '
@@ -647,13 +729,22 @@ def choose_device(opt) -> tuple[torch.device, list]:
     if opt.gpu_id:
         os.environ['CUDA_VISIBLE_DEVICES'] = opt.gpu_id
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    name = 'cuda' if opt.cuda or opt.device == 'auto' and n_gpus else opt.device.replace('auto', 'cpu')
+    name = (
+        'cuda' if opt.cuda or opt.device == 'auto' and n_gpus else opt.device.replace('auto', 'cpu')
+    )
     if name == 'cuda' and not n_gpus:
-        raise UserError('--device cuda: there is no CUDA device here; leave the option out to run on the CPU')
+        raise UserError(
+            '--device cuda: there is no CUDA device here; leave the option out to run on the CPU'
+        )
     if name == 'mps' and not torch.backends.mps.is_available():
-        raise UserError('--device mps: there is no such device here; leave the option out to run on the CPU')
+        raise UserError(
+            '--device mps: there is no such device here; leave the option out to run on the CPU'
+        )
     if opt.ngpu > max(1, n_gpus) or opt.ngpu > 1 and name != 'cuda':
-        raise UserError(f'--ngpu {opt.ngpu}: there are {n_gpus} GPUs here' + (f', and --device is {name}' if n_gpus else ''))
+        raise UserError(
+            f'--ngpu {opt.ngpu}: there are {n_gpus} GPUs here'
+            + (f', and --device is {name}' if n_gpus else '')
+        )
     if opt.ngpu > 1 and opt.compile:
         raise UserError('--compile works on one device; leave it out with --ngpu above 1')
     if opt.nthread:
@@ -679,12 +770,17 @@ def to_device(tensors, device):
 
 def compiler_works(device) -> bool:
     """Whether torch.compile can compile for the device; where it cannot, one line says why."""
-    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)  # it warns of CUDA where none is used
+    logging.getLogger('torch.utils.cpp_extension').setLevel(
+        logging.ERROR
+    )  # it warns of CUDA where none is used
     try:
         torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(4096, device=device))
     except torch._dynamo.exc.TorchDynamoException as e:
         reason = ' '.join(str(e).split())[:200]
-        print(f'warning: --compile: no working compiler here, going on without ({reason})', file=sys.stderr)
+        print(
+            f'warning: --compile: no working compiler here, going on without ({reason})',
+            file=sys.stderr,
+        )
         return False
     return True
 
@@ -708,7 +804,11 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, whose help shows defaults, and that takes no abbreviations."""
 
     def __init__(self, description):
-        super().__init__(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     def error(self, message):
         raise UserError(message)
@@ -717,15 +817,26 @@ class Parser(argparse.ArgumentParser):
         """(the options, the names of those that were given)"""
         argv = sys.argv[1:] if argv is None else argv
         opt = self.parse_args(argv)
-        given = {a.dest for a in self._actions for s in a.option_strings for arg in argv if arg.split('=')[0] == s}
+        given = {
+            a.dest
+            for a in self._actions
+            for s in a.option_strings
+            for arg in argv
+            if arg.split('=')[0] == s
+        }
         return opt, given
 
 
 def number(kind=float, low=None, high=None, above=None):
     """An argparse type: a finite number of that kind, low <= number <= high, above < number."""
-    bounds = [f'at least {low}' if low is not None else '', f'above {above}' if above is not None else '']
+    bounds = [
+        f'at least {low}' if low is not None else '',
+        f'above {above}' if above is not None else '',
+    ]
     bounds += [f'at most {high}'] if high is not None else []
-    wanted = ' '.join([{int: 'a whole number', float: 'a number'}[kind], ' and '.join(filter(None, bounds))]).strip()
+    wanted = ' '.join(
+        [{int: 'a whole number', float: 'a number'}[kind], ' and '.join(filter(None, bounds))]
+    ).strip()
 
     def parse(text):
         try:
@@ -733,7 +844,11 @@ def number(kind=float, low=None, high=None, above=None):
             finite = math.isfinite(value) and (kind is float or abs(value) < 2**31)
         except (ValueError, OverflowError):
             value, finite = math.nan, False
-        inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+        inside = (
+            (low is None or value >= low)
+            and (high is None or value <= high)
+            and (above is None or value > above)
+        )
         if not (finite and inside):
             raise argparse.ArgumentTypeError(f'{text[:40]!r} is not {wanted}')
         return value
@@ -747,8 +862,14 @@ def rising_epochs(text):
         epochs = json.loads(text)
     except (ValueError, RecursionError):
         epochs = None
-    if not isinstance(epochs, list) or any(type(e) is not int or e < 1 for e in epochs) or sorted(set(epochs)) != epochs:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON list of rising positive whole numbers, such as [60,120,160]')
+    if (
+        not isinstance(epochs, list)
+        or any(type(e) is not int or e < 1 for e in epochs)
+        or sorted(set(epochs)) != epochs
+    ):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a JSON list of rising positive whole numbers, such as [60,120,160]'
+        )
     return epochs
 
 
@@ -763,9 +884,12 @@ def scaled_steps(steps: list, published_epochs: int, epochs: int) -> list:
     return sorted({round((s - 1) * epochs / published_epochs) + 1 for s in steps})
 
 
-def add_training_options(parser, *, batch_size, lr, epochs, weight_decay, epoch_step, lr_decay_ratio) -> None:
+def add_training_options(
+    parser, *, batch_size, lr, epochs, weight_decay, epoch_step, lr_decay_ratio
+) -> None:
     """The options that both training scripts have, with the published values of the one that calls."""
     add = parser.add_argument
+    # fmt: off
     add('--batch_size', default=batch_size, type=number(int, 1), help=f'images a step (paper: {batch_size})')
     add('--lr', default=lr, type=number(above=0), help=f'learning rate of SGD with momentum 0.9 (paper: {lr})')
     add('--epochs', default=epochs, type=number(int, 0), help=f'passes over the training set (paper: {epochs}); 0 writes the untrained net')
@@ -785,3 +909,4 @@ def add_training_options(parser, *, batch_size, lr, epochs, weight_decay, epoch_
     add('--compile', action='store_true', help='torch.compile the step: faster, after a start of about a minute; on one device')
     add('--deterministic', action='store_true', help='the same bits in every run on one GPU, at some cost; a CPU gives them anyway')
     add('--tensorboard', action='store_true', help='also write curves for tensorboard into --save')
+    # fmt: on

@@ -41,7 +41,7 @@ import cifar
 import data
 import resnet
 import utils
-from utils import number
+from utils import UserError, number
 
 # name: (what it is, dtype, whether it compiles)
 VARIANTS = {
@@ -139,6 +139,8 @@ def ours(opt, dtype, compiled):
     f_student, f_teacher, params, trainable = make_nets(device)
     loss_of = cifar.make_loss(f_student, f_teacher, options, device_ids)
     if compiled:
+        if not utils.compiler_works(device):
+            raise UserError('c and d need a compiler; leave them out: --only a,b,e')
         loss_of = torch.compile(loss_of, dynamic=False)
     optimizer = cifar.make_optimizer(trainable, options, options.lr)
     whole = utils.to_device(random_set(opt.images), device)

@@ -22,8 +22,12 @@ import utils
 from utils import UserError, number
 
 parser = utils.Parser(__doc__)
-parser.add_argument('--kills', default=50, type=number(int, 1), help='how often to kill (default: 50)')
-parser.add_argument('--seed', default=0, type=number(int, 0), help='of the random moments (default: 0)')
+parser.add_argument(
+    '--kills', default=50, type=number(int, 1), help='how often to kill (default: 50)'
+)
+parser.add_argument(
+    '--seed', default=0, type=number(int, 0), help='of the random moments (default: 0)'
+)
 parser.add_argument('--options', default='', help='further options of cifar.py, in one string')
 parser.add_argument('--full_disk', action='store_true', help='fill the disk instead of killing')
 
@@ -35,8 +39,27 @@ def main(argv=None):
 
 
 def command(save, epochs, options):
-    net = ['--dataset', 'shapes', '--depth', '10', '--width', '0.25', '--batch_size', '512', '--epochs', str(epochs)]
-    return [sys.executable, str(ROOT / 'cifar.py'), *net, '--save', str(save), '--resume', *options.split()]
+    net = [
+        '--dataset',
+        'shapes',
+        '--depth',
+        '10',
+        '--width',
+        '0.25',
+        '--batch_size',
+        '512',
+        '--epochs',
+        str(epochs),
+    ]
+    return [
+        sys.executable,
+        str(ROOT / 'cifar.py'),
+        *net,
+        '--save',
+        str(save),
+        '--resume',
+        *options.split(),
+    ]
 
 
 def kill_and_compare(folder, opt):
@@ -59,14 +82,21 @@ def kill_and_compare(folder, opt):
             log = killed / 'log.txt'
             progress.append(len(log.read_text().splitlines()) if log.exists() else 0)
     subprocess.run(command(killed, epochs, opt.options), check=True, stdout=subprocess.DEVNULL)
-    same = (whole / 'model.hkl').read_bytes() == (killed / 'model.hkl').read_bytes() and lines(whole) == lines(killed)
-    print(f'{kills} kills over {epochs} epochs, after epochs {progress}: {"the same bits" if same else "DIFFERENT"}')
+    same = (whole / 'model.hkl').read_bytes() == (killed / 'model.hkl').read_bytes() and lines(
+        whole
+    ) == lines(killed)
+    print(
+        f'{kills} kills over {epochs} epochs, after epochs {progress}: {"the same bits" if same else "DIFFERENT"}'
+    )
     if not same:
         raise UserError('the resumed run differs from the one left alone', status=1)
 
 
 def lines(run):
-    return [{k: v for k, v in r.items() if 'time' not in k and k != 'save'} for r in utils.read_log(run / 'log.txt')]
+    return [
+        {k: v for k, v in r.items() if 'time' not in k and k != 'save'}
+        for r in utils.read_log(run / 'log.txt')
+    ]
 
 
 def full_disk(folder, opt):
@@ -78,9 +108,13 @@ def full_disk(folder, opt):
         subprocess.run(command(run, 1, opt.options), check=True, stdout=subprocess.DEVNULL)
         (disk / 'ballast').write_bytes(bytes(max(0, shutil.disk_usage(disk).free - 4096)))
         before = {f.name: f.read_bytes() for f in run.iterdir()}
-        failed = subprocess.run(command(run, 3, opt.options), check=False, capture_output=True, text=True)
+        failed = subprocess.run(
+            command(run, 3, opt.options), check=False, capture_output=True, text=True
+        )
         kept = before == {f.name: f.read_bytes() for f in run.iterdir()}
-        print(f'full: exit status {failed.returncode}, {failed.stderr.strip()!r}; the run folder is {"kept" if kept else "CHANGED"}')
+        print(
+            f'full: exit status {failed.returncode}, {failed.stderr.strip()!r}; the run folder is {"kept" if kept else "CHANGED"}'
+        )
         os.unlink(disk / 'ballast')
         subprocess.run(command(run, 3, opt.options), check=True, stdout=subprocess.DEVNULL)
         same_start = [r['test_loss'] for r in utils.read_log(run / 'log.txt')]

@@ -54,21 +54,35 @@ def arguments(*options, dataset=('--dataset', 'folder', '--dataroot', 'set')):
 
 def command(cwd, *options, **kw):
     env = os.environ | {'OMP_NUM_THREADS': '1'}
-    return subprocess.run(arguments(*options, **kw), check=False, cwd=cwd, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        arguments(*options, **kw), check=False, cwd=cwd, env=env, capture_output=True, text=True
+    )
 
 
 def start(cwd, *options, **kw):
     env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
-    return subprocess.Popen(arguments(*options, **kw), cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        arguments(*options, **kw),
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def log_of(folder, drop=('save',)):
     """The log's records without measured times, and without what two folders must differ in."""
-    return [{k: v for k, v in r.items() if 'time' not in k and k not in drop} for r in utils.read_log(folder / 'log.txt')]
+    return [
+        {k: v for k, v in r.items() if 'time' not in k and k not in drop}
+        for r in utils.read_log(folder / 'log.txt')
+    ]
 
 
 def snapshot(folder):
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob('*')) if f.is_file()}
+    return {
+        str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob('*')) if f.is_file()
+    }
 
 
 # ---------------------------------------------------------------- what a run writes
@@ -78,12 +92,20 @@ def test_a_teacher_writes_log_model_and_checkpoint(home):
     records = utils.read_log(home / 'logs/teacher/log.txt')
     assert [r['epoch'] for r in records] == [1, 2]
     last = records[-1]
-    assert last['depth'] == 10 and last['width'] == 1 and last['classes'] == ['cat', 'dog', 'fox'] and last['num_classes'] == 3
+    assert (
+        last['depth'] == 10
+        and last['width'] == 1
+        and last['classes'] == ['cat', 'dog', 'fox']
+        and last['num_classes'] == 3
+    )
     assert last['at_losses'] == [] and last['teacher_test_acc'] is None
     options = {a.dest for a in cifar.parser._actions} - {'help', 'resume', 'evaluate'}
     assert options <= last.keys()
     for line in (home / 'logs/teacher/log.txt').read_text().splitlines():
-        json.loads(line.removeprefix('json_stats: '), parse_constant=lambda c: pytest.fail(f'{c} is not strict JSON'))
+        json.loads(
+            line.removeprefix('json_stats: '),
+            parse_constant=lambda c: pytest.fail(f'{c} is not strict JSON'),
+        )
 
     f, params = resnet.wrn(10, 1, 3)
     model = utils.check_params(utils.load_params(home / 'logs/teacher/model.hkl'), params, 'model')
@@ -102,7 +124,19 @@ def test_a_teacher_writes_log_model_and_checkpoint(home):
 
 
 def test_a_student_learns_from_its_teacher_and_keeps_it_out_of_its_weights(home):
-    done = command(home, '--save', 'logs/both', '--teacher_id', 'teacher', '--alpha', '0.9', '--beta', '1e+3', '--epochs', '2')
+    done = command(
+        home,
+        '--save',
+        'logs/both',
+        '--teacher_id',
+        'teacher',
+        '--alpha',
+        '0.9',
+        '--beta',
+        '1e+3',
+        '--epochs',
+        '2',
+    )
     assert done.returncode == 0 and done.stderr == '', done.stderr
     assert 'teacher teacher: test accuracy' in done.stdout
     last = utils.read_log(home / 'logs/both/log.txt')[-1]
@@ -123,7 +157,9 @@ def test_the_loss_is_distillation_plus_beta_times_the_maps():
     torch.manual_seed(0)
     f_s, params_s = resnet.wrn(10, 1, 10)
     f_t, params_t = resnet.wrn(16, 2, 10)
-    params = {f'student.{k}': v for k, v in params_s.items()} | {f'teacher.{k}': v.detach() for k, v in params_t.items()}
+    params = {f'student.{k}': v for k, v in params_s.items()} | {
+        f'teacher.{k}': v.detach() for k, v in params_t.items()
+    }
     images = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
     targets, index, draws = torch.arange(8), torch.arange(8), data.crop_and_flip(8, 0, 1, 4)
     opt = cifar.parser.parse_args(['--alpha', '0.9', '--beta', '100'])
@@ -133,8 +169,13 @@ def test_the_loss_is_distillation_plus_beta_times_the_maps():
     soft = torch.softmax(y_t / 4, 1)
     kl = (soft * (soft.log() - torch.log_softmax(y_s / 4, 1))).sum(1).mean()
     maps = [[g.pow(2).sum(1).flatten(1) for g in groups] for groups in (g_s, g_t)]
-    ats = [((a / a.norm(dim=1, keepdim=True) - b / b.norm(dim=1, keepdim=True)) ** 2).mean() for a, b in zip(*maps)]
-    expected = 0.9 * 16 * kl + 0.1 * torch.nn.functional.cross_entropy(y_s, targets) + 100 * sum(ats)
+    ats = [
+        ((a / a.norm(dim=1, keepdim=True) - b / b.norm(dim=1, keepdim=True)) ** 2).mean()
+        for a, b in zip(*maps)
+    ]
+    expected = (
+        0.9 * 16 * kl + 0.1 * torch.nn.functional.cross_entropy(y_s, targets) + 100 * sum(ats)
+    )
 
     loss, terms = cifar.make_loss(f_s, f_t, opt, ['cpu'])(images, index, draws, targets, params)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -152,17 +193,25 @@ def test_the_last_smaller_batch_is_kept_and_means_weigh_by_samples(monkeypatch):
         return (params['w'] * 0 + 1).sum(), torch.tensor([float(len(index)), 0.0, 50.0])
 
     w = torch.zeros(1, requires_grad=True)
-    train_set = data.ImageSet(torch.zeros(10, 8, 8, 3, dtype=torch.uint8), torch.arange(10), list(range(10)))
+    train_set = data.ImageSet(
+        torch.zeros(10, 8, 8, 3, dtype=torch.uint8), torch.arange(10), list(range(10))
+    )
     opt = cifar.parser.parse_args(['--batch_size', '4', '--epochs', '1'])
     stats = cifar.train_epoch(1, loss_of, train_set, {'w': w}, torch.optim.SGD([w], 0.1), opt)
     assert sizes == [4, 4, 2]
-    assert stats['train_loss'] == pytest.approx((16 + 16 + 4) / 10) and stats['train_acc'] == pytest.approx(50)
+    assert stats['train_loss'] == pytest.approx((16 + 16 + 4) / 10) and stats[
+        'train_acc'
+    ] == pytest.approx(50)
 
 
 def test_momentum_restarts_and_the_rate_falls_at_the_published_epochs(home):
-    done = command(home, '--save', 'logs/steps', '--epochs', '3', '--epoch_step', '[2,3]', '--lr', '0.1')
+    done = command(
+        home, '--save', 'logs/steps', '--epochs', '3', '--epoch_step', '[2,3]', '--lr', '0.1'
+    )
     assert done.returncode == 0
-    assert [r['lr'] for r in utils.read_log(home / 'logs/steps/log.txt')] == pytest.approx([0.1, 0.02, 0.004])
+    assert [r['lr'] for r in utils.read_log(home / 'logs/steps/log.txt')] == pytest.approx(
+        [0.1, 0.02, 0.004]
+    )
     assert cifar.complete(cifar.parser.parse_args([])).epoch_step == [60, 120, 160]
     assert cifar.complete(cifar.parser.parse_args(['--epochs', '10'])).epoch_step == [4, 7, 9]
 
@@ -171,7 +220,9 @@ def test_a_net_that_cannot_be_told_from_its_teacher_starts_from_other_values(hom
     command(home, '--save', 'logs/a', '--epochs', '0')
     command(home, '--save', 'logs/b', '--epochs', '0', '--teacher_id', 'a')
     a, b = (utils.load_params(home / f'logs/{n}/model.hkl') for n in 'ab')
-    assert not any(torch.equal(a[k], b[k]) for k in a if k.endswith(('conv0', 'conv1', 'convdim', 'fc.weight')))
+    assert not any(
+        torch.equal(a[k], b[k]) for k in a if k.endswith(('conv0', 'conv1', 'convdim', 'fc.weight'))
+    )
     assert utils.read_log(home / 'logs/a/log.txt')[0]['epoch'] == 0
 
 
@@ -181,7 +232,11 @@ def test_a_teacher_that_is_not_what_its_log_says_is_noticed(home):
     params['fc.weight'] = -params['fc.weight']
     utils.save_params(home / 'logs/broken/model.hkl', params)
     done = command(home, '--save', 'logs/of_broken', '--teacher_id', 'broken', '--epochs', '1')
-    assert done.returncode == 0 and 'warning: teacher broken' in done.stderr and done.stderr.count('\n') == 1
+    assert (
+        done.returncode == 0
+        and 'warning: teacher broken' in done.stderr
+        and done.stderr.count('\n') == 1
+    )
 
 
 def test_a_run_folder_of_the_published_code_teaches_and_is_evaluated(home):
@@ -189,12 +244,20 @@ def test_a_run_folder_of_the_published_code_teaches_and_is_evaluated(home):
     folder = home / 'logs/published'
     folder.mkdir()
     params = utils.load_params(home / 'logs/teacher/model.hkl')
-    both = {f'student.{k}': v for k, v in params.items()} | {f'teacher.{k}': torch.zeros(3) for k in params}
-    torch.save({'params': both, 'epoch': 2, 'optimizer': {}}, folder / 'model.pt7', _use_new_zipfile_serialization=False)
+    both = {f'student.{k}': v for k, v in params.items()} | {
+        f'teacher.{k}': torch.zeros(3) for k in params
+    }
+    torch.save(
+        {'params': both, 'epoch': 2, 'optimizer': {}},
+        folder / 'model.pt7',
+        _use_new_zipfile_serialization=False,
+    )
     acc = utils.read_log(home / 'logs/teacher/log.txt')[-1]['test_acc']
     line = '{"depth": 10, "width": 1.0, "dataset": "CIFAR10", "epoch_step": "[60,120,160]", "at_losses": [[0.1, NaN]], "test_acc": %s}'
     (folder / 'log.txt').write_text(f'json_stats: {line % acc}\n')
-    done = command(home, '--save', 'logs/of_published', '--teacher_id', 'published', '--epochs', '1')
+    done = command(
+        home, '--save', 'logs/of_published', '--teacher_id', 'published', '--epochs', '1'
+    )
     assert done.returncode == 0 and done.stderr == '', done.stderr
     done = command(home, '--evaluate', 'logs/published')
     assert done.returncode == 0, done.stderr
@@ -214,7 +277,11 @@ def test_evaluate_takes_run_folders_and_files(home):
         assert stats['n_parameters'] == logged['n_parameters'] and stats['images_per_second'] > 0
     # 12x12 images: conv0, then per group two 3x3 convolutions and, but for the first, a 1x1; and the linear layer
     expected = 144 * 27 * 16 + 2 * 144 * 9 * 16 * 16
-    expected += 36 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32) + 9 * (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64) + 64 * 3
+    expected += (
+        36 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32)
+        + 9 * (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64)
+        + 64 * 3
+    )
     assert stats['multiply_adds'] == expected
 
 
@@ -234,7 +301,9 @@ def test_tensorboard_writes_curves(home):
 
 def test_the_same_command_gives_the_same_bits_and_another_seed_others(home):
     for name, seed in ('one', 5), ('two', 5), ('three', 6):
-        assert command(home, '--save', f'logs/{name}', '--seed', seed, '--epochs', '1').returncode == 0
+        assert (
+            command(home, '--save', f'logs/{name}', '--seed', seed, '--epochs', '1').returncode == 0
+        )
     models = [(home / f'logs/{name}/model.hkl').read_bytes() for name in ('one', 'two', 'three')]
     assert models[0] == models[1] != models[2]
     assert log_of(home / 'logs/one') == log_of(home / 'logs/two')
@@ -242,7 +311,18 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_others(home):
 
 @pytest.mark.parametrize('dtype, kills', [('float', 3), ('bfloat16', 2)])
 def test_killed_at_random_and_resumed_the_run_ends_in_the_same_bits(home, dtype, kills):
-    options = ['--teacher_id', 'teacher', '--beta', '100', '--alpha', '0.5', '--epochs', '6', '--dtype', dtype]
+    options = [
+        '--teacher_id',
+        'teacher',
+        '--beta',
+        '100',
+        '--alpha',
+        '0.5',
+        '--epochs',
+        '6',
+        '--dtype',
+        dtype,
+    ]
     whole, killed = home / f'logs/whole_{dtype}', home / f'logs/killed_{dtype}'
     began = time.time()
     assert command(home, '--save', whole, *options).returncode == 0
@@ -273,14 +353,28 @@ def test_killed_between_its_files_a_run_agrees_with_its_checkpoint_again(home):
 
 
 def test_resume_takes_the_options_of_the_run_and_may_go_on_longer_or_elsewhere(home):
-    assert command(home, '--save', 'logs/short', '--epochs', '1', '--epoch_step', '[3]', '--seed', '3').returncode == 0
-    assert command(home, '--save', 'logs/long', '--epochs', '2', '--epoch_step', '[3]', '--seed', '3').returncode == 0
+    assert (
+        command(
+            home, '--save', 'logs/short', '--epochs', '1', '--epoch_step', '[3]', '--seed', '3'
+        ).returncode
+        == 0
+    )
+    assert (
+        command(
+            home, '--save', 'logs/long', '--epochs', '2', '--epoch_step', '[3]', '--seed', '3'
+        ).returncode
+        == 0
+    )
     before = snapshot(home / 'logs/short')
     done = command(home, '--resume', 'logs/short', '--save', 'logs/elsewhere', '--epochs', '2')
     assert done.returncode == 0, done.stderr
     assert snapshot(home / 'logs/short') == before
-    assert (home / 'logs/elsewhere/model.hkl').read_bytes() == (home / 'logs/long/model.hkl').read_bytes()
-    assert log_of(home / 'logs/elsewhere', ('save', 'epochs')) == log_of(home / 'logs/long', ('save', 'epochs'))
+    assert (home / 'logs/elsewhere/model.hkl').read_bytes() == (
+        home / 'logs/long/model.hkl'
+    ).read_bytes()
+    assert log_of(home / 'logs/elsewhere', ('save', 'epochs')) == log_of(
+        home / 'logs/long', ('save', 'epochs')
+    )
 
 
 @pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -319,11 +413,23 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_epoch(home, tmp_path, m
         fsync(fd)
 
     monkeypatch.setattr(os, 'fsync', full)
-    options = ['--dataset', 'folder', '--dataroot', 'set', *NET, '--epochs', '4', '--save', str(tmp_path / 'run')]
+    options = [
+        '--dataset',
+        'folder',
+        '--dataroot',
+        'set',
+        *NET,
+        '--epochs',
+        '4',
+        '--save',
+        str(tmp_path / 'run'),
+    ]
     assert utils.call_main(cifar.main, options) == 1
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and 'No space left' in error and 'checkpoint.pt' in error
-    assert utils.load_checkpoint(tmp_path / 'run')['epoch'] == 2 and not list((tmp_path / 'run').glob('.*'))
+    assert utils.load_checkpoint(tmp_path / 'run')['epoch'] == 2 and not list(
+        (tmp_path / 'run').glob('.*')
+    )
     monkeypatch.setattr(os, 'fsync', fsync)
     assert utils.call_main(cifar.main, [*options, '--resume']) == 0
     assert [r['epoch'] for r in utils.read_log(tmp_path / 'run/log.txt')] == [1, 2, 3, 4]
@@ -339,7 +445,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(home):
 def test_compiled_and_resumed_the_bits_are_those_of_a_compiled_run(home, dtype):
     if not shutil.which(os.environ.get('CXX', 'g++')):
         pytest.skip('no C++ compiler here')
-    options = ['--teacher_id', 'teacher', '--beta', '100', '--dtype', dtype, '--compile', '--epoch_step', '[2]']
+    options = [
+        '--teacher_id',
+        'teacher',
+        '--beta',
+        '100',
+        '--dtype',
+        dtype,
+        '--compile',
+        '--epoch_step',
+        '[2]',
+    ]
     whole, parts, eager = (home / f'logs/{name}_{dtype}' for name in ('compiled', 'parts', 'eager'))
     assert command(home, '--save', whole, *options, '--epochs', '2').returncode == 0
     assert command(home, '--save', parts, *options, '--epochs', '1').returncode == 0
@@ -354,7 +470,11 @@ def test_compiled_and_resumed_the_bits_are_those_of_a_compiled_run(home, dtype):
 
 
 def test_without_a_compiler_the_run_goes_on(home, tmp_path):
-    env = os.environ | {'CXX': str(tmp_path / 'none'), 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache'), 'OMP_NUM_THREADS': '1'}
+    env = os.environ | {
+        'CXX': str(tmp_path / 'none'),
+        'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache'),
+        'OMP_NUM_THREADS': '1',
+    }
     options = arguments('--save', 'logs/no_compiler', '--compile', '--epochs', '1')
     done = subprocess.run(options, check=False, cwd=home, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -424,14 +544,18 @@ def in_process(home, options, capsys, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setattr(sys, 'argv', ['cifar.py'])
     before = sorted(str(p) for p in home.rglob('*'))
-    status = utils.call_main(cifar.main, ['--dataset', 'folder', '--dataroot', 'set', *NET, *options])
+    status = utils.call_main(
+        cifar.main, ['--dataset', 'folder', '--dataroot', 'set', *NET, *options]
+    )
     error = capsys.readouterr().err
     assert status == 2 and error.count('\n') == 1 and error.startswith('cifar.py: error: '), error
     assert sorted(str(p) for p in home.rglob('*')) == before
     return error
 
 
-@pytest.mark.parametrize('options, named', MISTAKES, ids=lambda v: ' '.join(v) if isinstance(v, list) else '')
+@pytest.mark.parametrize(
+    'options, named', MISTAKES, ids=lambda v: ' '.join(v) if isinstance(v, list) else ''
+)
 def test_a_mistake_is_one_line_that_names_it(home, options, named, capsys, monkeypatch):
     assert named in in_process(home, options, capsys, monkeypatch)
 
@@ -443,7 +567,11 @@ def test_a_mistake_ends_the_command_with_status_2(home):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
 def test_a_gpu_that_is_not_there_is_named(home, capsys, monkeypatch):
-    for options, named in (['--device', 'cuda'], '--device cuda'), (['--cuda'], '--device cuda'), (['--ngpu', '2'], '--ngpu 2'):
+    for options, named in (
+        (['--device', 'cuda'], '--device cuda'),
+        (['--cuda'], '--device cuda'),
+        (['--ngpu', '2'], '--ngpu 2'),
+    ):
         assert named in in_process(home, options, capsys, monkeypatch)
 
 
@@ -470,8 +598,14 @@ def test_broken_teachers_are_named(home, capsys, monkeypatch):
         (teacher('log_other', log='json_stats: {"depth": 16, "width": 1.0}\n'), 'missing'),
         (teacher('model_cut', model=whole[: len(whole) // 2]), 'model.hkl'),
         (teacher('model_empty', model=b''), 'model.hkl'),
-        (teacher('model_shape', model=lambda p: p.update({'conv0': torch.zeros(8, 3, 3, 3)})), 'conv0'),
-        (teacher('model_nan', model=lambda p: p['group1.block0.conv1'].fill_(float('nan'))), 'group1.block0.conv1'),
+        (
+            teacher('model_shape', model=lambda p: p.update({'conv0': torch.zeros(8, 3, 3, 3)})),
+            'conv0',
+        ),
+        (
+            teacher('model_nan', model=lambda p: p['group1.block0.conv1'].fill_(float('nan'))),
+            'group1.block0.conv1',
+        ),
         (teacher('model_less', model=lambda p: p.pop('bn.bias')), 'bn.bias'),
         (teacher('model_more', model=lambda p: p.update(strange=torch.zeros(1))), 'strange'),
     ]
@@ -504,25 +638,38 @@ def test_broken_data_is_named(home, tmp_path, capsys, monkeypatch):
 
     breakers = {
         'cut': (cut, 'bad.jpg'),
-        'size': (lambda r: cv2.imwrite(str(r / 'test/dog/odd.png'), np.zeros((9, 9, 3), np.uint8)), 'odd.png'),
+        'size': (
+            lambda r: cv2.imwrite(str(r / 'test/dog/odd.png'), np.zeros((9, 9, 3), np.uint8)),
+            'odd.png',
+        ),
         'empty': (lambda r: [f.unlink() for f in (r / 'train/fox').iterdir()], 'fox'),
         'classes': (lambda r: (r / 'test/fox').rename(r / 'test/owl'), 'owl'),
-        'one': (lambda r: [shutil.rmtree(r / s / c) for s in ('train', 'test') for c in ('dog', 'fox')], '1 class'),
+        'one': (
+            lambda r: [shutil.rmtree(r / s / c) for s in ('train', 'test') for c in ('dog', 'fox')],
+            '1 class',
+        ),
         'no_test': (lambda r: shutil.rmtree(r / 'test'), 'test'),
     }
     for name, (breaker, named) in breakers.items():
         root = data_set(name)
         breaker(root)
         assert named in in_process(home, ['--dataroot', str(root)], capsys, monkeypatch)
-    assert 'nowhere' in in_process(home, ['--dataroot', str(tmp_path / 'nowhere')], capsys, monkeypatch)
+    assert 'nowhere' in in_process(
+        home, ['--dataroot', str(tmp_path / 'nowhere')], capsys, monkeypatch
+    )
 
 
 def test_other_data_or_another_teacher_cannot_go_on(home, tmp_path, capsys, monkeypatch):
-    assert command(home, '--save', 'logs/facts', '--teacher_id', 'teacher', '--epochs', '1').returncode == 0
+    assert (
+        command(home, '--save', 'logs/facts', '--teacher_id', 'teacher', '--epochs', '1').returncode
+        == 0
+    )
     shutil.copytree(home / 'set', tmp_path / 'set')
     cv2.imwrite(str(tmp_path / 'set/train/cat/000.png'), np.zeros((12, 12, 3), np.uint8))
     go_on = ['--save', 'logs/facts', '--resume', '--epochs', '2']
-    assert 'dataroot' in in_process(home, [*go_on, '--dataroot', str(tmp_path / 'set')], capsys, monkeypatch)
+    assert 'dataroot' in in_process(
+        home, [*go_on, '--dataroot', str(tmp_path / 'set')], capsys, monkeypatch
+    )
 
 
 def test_damaged_checkpoints_are_refused_and_kept(home, capsys, monkeypatch):
@@ -542,11 +689,26 @@ def test_damaged_checkpoints_are_refused_and_kept(home, capsys, monkeypatch):
     assert 'not a checkpoint' in in_process(home, go_on, capsys, monkeypatch)
 
 
-OPTIONS = sorted(s for a in cifar.parser._actions for s in a.option_strings if s not in ('-h', '--help', '--save'))
+OPTIONS = sorted(
+    s
+    for a in cifar.parser._actions
+    for s in a.option_strings
+    if s not in ('-h', '--help', '--save')
+)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.tuples(st.sampled_from(OPTIONS), st.text(max_size=8) | st.floats().map(str) | st.integers().map(str)), max_size=4))
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(OPTIONS),
+            st.text(max_size=8) | st.floats().map(str) | st.integers().map(str),
+        ),
+        max_size=4,
+    )
+)
 def test_options_never_end_in_a_traceback(tmp_path_factory, options):
     """Whatever is typed, the options are taken, or refused by a UserError: here up to where data and teacher are opened."""
     folder = tmp_path_factory.getbasetemp() / 'options'
