@@ -319,48 +319,40 @@ SHAPES = [
     'star',
     'arrow',
 ]
-SHAPES_TRAIN, SHAPES_TEST = 3000, 1000
+SHAPES_TRAIN, SHAPES_TEST = 1000, 1000
 
 
 def draw_shapes(n: int, seed: int) -> ImageSet:
-    """n images of 32x32 pixels, of ten classes in turn: a small shape on a textured ground, among scraps.
-
-    Each class has a colour of its own, but so has every scrap that of some class: who looks at the shape alone has it easy,
-    who looks everywhere is misled. A flip leaves the class as it is."""
+    """n images of 32x32 pixels, of ten classes in turn: a small shape in a bright colour on a textured ground, among
+    grey shapes of any class. Who looks at the coloured one alone has it easy. A flip leaves the class as it is."""
     rng = np.random.default_rng(seed)
     images = np.stack([_draw_shape(i % len(SHAPES), rng) for i in range(n)])
     return ImageSet(torch.from_numpy(images), torch.arange(n) % len(SHAPES), SHAPES)
 
 
-def _draw_shape(label, rng, size=32, scraps=7):
-    coarse = rng.uniform(65, 190, (8, 8, 1)) + rng.uniform(-35, 35, (8, 8, 3))
+def _draw_shape(label, rng, size=32, others=5):
+    coarse = rng.uniform(40, 215, (8, 8, 1)) + rng.uniform(-40, 40, (8, 8, 3))
     image = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC) + rng.normal(
         0, 8, (size, size, 1)
     )
-    for _ in range(scraps):
-        triangle = rng.uniform(0, size, 2) + rng.uniform(-5.2, 5.2, (3, 2))
-        _paint(image, [(255, triangle)], rng.integers(len(SHAPES)), rng)
-    radius, angle = rng.uniform(4, 5.5), rng.uniform(-0.2, 0.2)
-    centre = rng.uniform(radius + 1, size - radius - 1, 2)
-    turn = radius * np.array(
-        [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
-    )
-    _paint(
-        image,
-        [(value, centre + polygon @ turn) for value, polygon in shape_polygons(SHAPES[label])],
-        label,
-        rng,
-    )
+    for _ in range(others):
+        _paint(image, rng.integers(len(SHAPES)), np.full(3, rng.uniform(0, 255)), rng)
+    hue = rng.uniform(0, 6) + np.array([0, 2, 4])  # of 6, for red, green, blue
+    _paint(image, label, 255 * (np.abs(hue % 6 - 3) - 1).clip(0, 1), rng)
     return image.clip(0, 255).astype(np.uint8)
 
 
-def _paint(image, polygons, label, rng):
-    """Fills polygons, [(255, or 0 to cut out, points)], with smooth edges in about the colour of a class."""
+def _paint(image, label, colour, rng):
+    """A shape of that class somewhere in the image, with smooth edges."""
+    radius, angle = rng.uniform(3.5, 5), rng.uniform(-0.2, 0.2)
+    centre = rng.uniform(radius + 1, len(image) - radius - 1, 2)
+    turn = radius * np.array(
+        [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
+    )
     mask = np.zeros(image.shape[:2], np.uint8)
-    for value, points in polygons:
-        cv2.fillPoly(mask, [np.rint(points * 256).astype(np.int32)], value, cv2.LINE_AA, shift=8)
-    hue = 0.6 * label + rng.uniform(-0.3, 0.3) + np.array([0, 2, 4])  # of 6, for red, green, blue
-    colour = 255 * (np.abs(hue % 6 - 3) - 1).clip(0, 1)
+    for value, polygon in shape_polygons(SHAPES[label]):
+        points = np.rint((centre + polygon @ turn) * 256).astype(np.int32)
+        cv2.fillPoly(mask, [points], value, cv2.LINE_AA, shift=8)
     image += (mask / 255)[..., None] * (colour - image)
 
 
