@@ -21,15 +21,6 @@ import utils
 from utils import UserError
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    # Threads that wait for each other make tiny tensors a hundred times slower on a busy machine.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # ---------------------------------------------------------------- the formulas, in float64 numpy
 
 
