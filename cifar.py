@@ -357,9 +357,8 @@ def main(argv=None):
         )
     loss_of = make_loss(f_student, f_teacher, opt, device_ids)
     if opt.compile and utils.compiler_works(device):
-        loss_of = torch.compile(
-            loss_of, dynamic=False
-        )  # each batch shape by itself: a resumed run runs the same graphs
+        # Each batch shape by itself, so that a resumed run runs the same graphs.
+        loss_of = torch.compile(loss_of, dynamic=False)
     with utils.open_folder(opt.save):
         if checkpoint:
             (utils.agree if here else utils.save_run)(opt.save, checkpoint)

@@ -587,10 +587,8 @@ def load_checkpoint(path) -> dict:
             f'--resume: {path}: no such file; a run goes on from its checkpoint.pt alone'
         )
     checkpoint = torch_load(path)
-    with (
-        reading(path),
-        zipfile.ZipFile(path) as archive,
-    ):  # torch.load does not look at the checksums
+    with reading(path), zipfile.ZipFile(path) as archive:
+        # torch.load does not look at the checksums
         if archive.testzip():
             raise UserError(f'--resume: {path}: damaged, its checksums are wrong')
     for key, kind in CHECKPOINT.items():
@@ -707,7 +705,11 @@ def call_main(main, argv=None) -> int:
     try:
         main(argv)
         return 0
-    except UserError as e:
+    except ValueError as e:
+        if not hasattr(
+            e, 'status'
+        ):  # neither our UserError nor data.py's: a bug keeps its traceback
+            raise
         print(f'{program}: error: {" ".join(str(e).split())}', file=sys.stderr)
         return e.status
     except Stopped as e:

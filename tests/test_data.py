@@ -16,7 +16,7 @@ import torchvision.transforms.functional as TF
 from PIL import Image, ImageOps
 
 import data
-from utils import UserError
+from data import UserError
 
 
 def random_images(n=3, h=32, w=32, seed=0):
