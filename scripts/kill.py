@@ -73,7 +73,10 @@ def kill_and_compare(folder, opt):
     while kills < opt.kills:
         run = subprocess.Popen(command(killed, epochs, opt.options), stdout=subprocess.DEVNULL)
         try:
-            run.wait(rng.uniform(0.3, 1.5) * start)
+            if run.wait(rng.uniform(0.3, 1.5) * start):
+                raise UserError(
+                    f'a resumed run failed by itself, status {run.returncode}', status=1
+                )
             break  # finished
         except subprocess.TimeoutExpired:
             run.kill()
