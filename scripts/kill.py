@@ -68,7 +68,7 @@ def kill_and_compare(folder, opt):
     began = time.time()
     subprocess.run(command(folder / 'try', 1, opt.options), check=True, stdout=subprocess.DEVNULL)
     start = time.time() - began
-    epochs, kills, progress = 3 * opt.kills, 0, []
+    epochs, kills, progress = 6 * opt.kills, 0, []
     subprocess.run(command(whole, epochs, opt.options), check=True, stdout=subprocess.DEVNULL)
     while kills < opt.kills:
         run = subprocess.Popen(command(killed, epochs, opt.options), stdout=subprocess.DEVNULL)
