@@ -440,9 +440,8 @@ def evaluate(opt, given):
     device, _ = utils.choose_device(opt)
     f, params, records = load_net(opt.evaluate)
     for name in {'dataset', 'dataroot', 'validate'} - given:
-        setattr(
-            opt, name, records[0].get(name, getattr(opt, name)) if records else getattr(opt, name)
-        )
+        if records and name in records[0]:
+            setattr(opt, name, records[0][name])
     classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
     if not same_classes(params, records, classes):
         raise UserError(

@@ -706,9 +706,8 @@ def call_main(main, argv=None) -> int:
         main(argv)
         return 0
     except ValueError as e:
-        if not hasattr(
-            e, 'status'
-        ):  # neither our UserError nor data.py's: a bug keeps its traceback
+        # Neither our UserError nor data.py's: a bug keeps its traceback.
+        if not hasattr(e, 'status'):
             raise
         print(f'{program}: error: {" ".join(str(e).split())}', file=sys.stderr)
         return e.status
@@ -772,9 +771,8 @@ def to_device(tensors, device):
 
 def compiler_works(device) -> bool:
     """Whether torch.compile can compile for the device; where it cannot, one line says why."""
-    logging.getLogger('torch.utils.cpp_extension').setLevel(
-        logging.ERROR
-    )  # it warns of CUDA where none is used
+    # It warns of CUDA where none is used.
+    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
     try:
         torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(4096, device=device))
     except torch._dynamo.exc.TorchDynamoException as e:
