@@ -309,6 +309,7 @@ def main(argv=None):
     checkpoint, folder = find_checkpoint(opt, given)
     opt = complete(opt)
     device, device_ids = utils.choose_device(opt)
+    utils.keep_freed_memory()
     print(f'run folder: {opt.save}')
     here = folder == Path(opt.save).resolve()
     if checkpoint and checkpoint['epoch'] >= opt.epochs and here:

@@ -134,6 +134,7 @@ def make_nets(device):
 
 def ours(opt, dtype, compiled):
     """run(steps) of cifar.train_epoch on so many batches of the set."""
+    utils.keep_freed_memory()
     options = cifar_options(opt, dtype)
     device, device_ids = utils.choose_device(options)
     f_student, f_teacher, params, trainable = make_nets(device)
