@@ -2,11 +2,12 @@
 
 import contextlib
 import hashlib
+import io
 import math
 import os
 import re
+import socket
 import sys
-import urllib.error
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,8 @@ STD = (63.0, 62.1, 66.7)
 
 
 class UserError(ValueError):
-    """A mistake in the user's data, told in one line as utils.UserError is; this file imports none of ours."""
+    """A mistake in the user's data. utils.call_main tells it as it tells its own UserError, by the `status`: neither file imports
+    the other."""
 
     status = 2
 
@@ -58,26 +60,33 @@ def open_sets(dataset: str, dataroot, nthread: int = 0) -> tuple[list, Callable]
 def torchvision_set(dataset, dataroot, train):
     import torchvision
 
-    archive = getattr(torchvision.datasets, dataset).filename
-    missing = [p for p in (Path(dataroot), *Path(dataroot).parents) if not p.exists()]
+    kind = getattr(torchvision.datasets, dataset)
+    root = Path(dataroot).absolute()
+    missing = [p for p in (root, *root.parents) if not os.path.exists(p)]
+    bar = (
+        contextlib.nullcontext()
+        if sys.stderr.isatty()
+        else contextlib.redirect_stderr(io.StringIO())
+    )
+    timeout = socket.getdefaulttimeout()
     try:
-        raw = getattr(torchvision.datasets, dataset)(dataroot, train=train, download=True)
-    except (OSError, RuntimeError, urllib.error.URLError) as e:
-        for (
-            folder
-        ) in missing:  # torchvision creates them before it knows whether it can fetch anything
+        socket.setdefaulttimeout(30)  # a network that swallows everything is none
+        with bar:
+            raw = kind(root, train=train, download=True)
+    except (OSError, RuntimeError) as e:
+        # torchvision creates folders before it knows whether it can fetch anything.
+        for folder in missing:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(
-            f'{dataset} is not in {Path(dataroot).absolute()} and could not be fetched ({reason}): '
-            f'put {archive} in {Path(dataroot).absolute()}, or use --dataset folder | shapes'
+            f'{dataset} is not in {root} and could not be fetched ({reason}): '
+            f'put {kind.filename} in {root}, or use --dataset folder | shapes'
         ) from e
-    return ImageSet(
-        torch.from_numpy(np.ascontiguousarray(raw.data)),
-        torch.tensor(raw.targets),
-        list(raw.classes),
-    )
+    finally:
+        socket.setdefaulttimeout(timeout)
+    images = torch.from_numpy(np.ascontiguousarray(raw.data))
+    return ImageSet(images, torch.tensor(raw.targets), list(raw.classes))
 
 
 def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
@@ -113,29 +122,34 @@ def scan_folder(dataroot) -> tuple[dict, dict]:
     """{class: [files]} of dataroot/train and of dataroot/test (or val), classes and files sorted by name. Raises UserError
     where one is missing or empty, there is one class only, or the two have different classes."""
     root = Path(dataroot)
-    test = root / ('val' if (root / 'val').is_dir() and not (root / 'test').is_dir() else 'test')
-    sets = []
-    for folder in root / 'train', test:
-        if not folder.is_dir():
-            raise UserError(
-                f'--dataroot {root}: there is no folder {folder} (wanted: train/CLASS/* and test/CLASS/*, or val)'
-            )
-        classes = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.'))
-        if len(classes) < 2:
-            raise UserError(f'{folder}: has {len(classes)} class folders; at least 2 are needed')
-        files = {
-            d.name: sorted(f for f in d.iterdir() if not f.name.startswith('.')) for d in classes
-        }
-        for name, fs in files.items():
-            if not fs:
-                raise UserError(f'{folder / name}: holds no images')
-        sets.append(files)
+    test = root / (
+        'val' if os.path.isdir(root / 'val') and not os.path.isdir(root / 'test') else 'test'
+    )
+    try:
+        sets = [_scan(folder) for folder in (root / 'train', test)]
+    except OSError as e:
+        raise UserError(f'--dataroot {root}: {e.filename}: {e.strerror}') from e
     if list(sets[0]) != list(sets[1]):
         odd = sorted(set(sets[0]) ^ set(sets[1]))
         raise UserError(
             f'{root}: {root / "train"} and {test} have different classes: {", ".join(odd[:5])} only in one of them'
         )
     return sets[0], sets[1]
+
+
+def _scan(folder):
+    if not os.path.isdir(folder):
+        raise UserError(
+            f'--dataroot {folder.parent}: there is no folder {folder} (wanted: train/CLASS/* and test/CLASS/*, or val)'
+        )
+    classes = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.'))
+    if len(classes) < 2:
+        raise UserError(f'{folder}: has {len(classes)} class folders; at least 2 are needed')
+    files = {d.name: sorted(f for f in d.iterdir() if not f.name.startswith('.')) for d in classes}
+    for name, fs in files.items():
+        if not fs:
+            raise UserError(f'{folder / name}: holds no images')
+    return files
 
 
 def decode_sets(train, test, nthread=0):
@@ -209,7 +223,7 @@ def is_cut_off(raw: bytes) -> bool:
     if raw[:2] == b'\xff\xd8':
         return not _jpeg_ends(raw)
     if raw[:8] == b'\x89PNG\r\n\x1a\n':
-        return b'IEND' not in raw[-64:] and b'\0\0\0\0IEND' not in raw
+        return b'\0\0\0\0IEND' not in raw  # the last chunk: length 0, name
     if raw[:4] == b'RIFF':
         return len(raw) < 8 + int.from_bytes(raw[4:8], 'little')
     if raw[:2] == b'BM':
@@ -305,9 +319,9 @@ def _reflect(i, n):
 
 def normalize(batch: torch.Tensor) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last memory, less MEAN, over STD."""
-    mean = torch.tensor(MEAN, device=batch.device)
-    std = torch.tensor(STD, device=batch.device)
-    return ((batch - mean) / std).permute(0, 3, 1, 2)
+    # Numbers, not tensors: to copy these to a GPU would wait for it at each step.
+    channels = [(batch[..., c] - MEAN[c]) / STD[c] for c in range(3)]
+    return torch.stack(channels, -1).permute(0, 3, 1, 2)
 
 
 # ---------------------------------------------------------------- shapes: a set that is drawn, not loaded

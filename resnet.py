@@ -14,8 +14,10 @@ runs the net that the names spell:
     groups    the activations at the end of each group, whose attention maps are transferred
 """
 
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +26,12 @@ from utils import (
     UserError,
     batch_norm,
     bnparams,
+    check_params,
     conv_params,
     flatten,
     linear_params,
+    load_params,
+    read_log,
     set_requires_grad_except_bn_,
     wide,
 )
@@ -46,6 +51,16 @@ def classify(x, params, base):
 # ---------------------------------------------------------------- CIFAR: pre-activation Wide ResNet
 
 
+def check_wrn(depth, width) -> None:
+    """Raises UserError where depth is not 6n + 4 with n >= 1, or width leaves a group without channels or asks for too many."""
+    if not 10 <= depth < 10_000 or depth % 6 != 4:
+        raise UserError(
+            f'depth {depth}: a Wide ResNet has depth 6n + 4 with n >= 1, such as 10, 16, 22, 28 or 40'
+        )
+    if not 1 / 16 <= width <= 64:
+        raise UserError(f'width {width}: must be 1/16, which leaves a group one channel, to 64')
+
+
 def wrn(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
     """Wide ResNet for small images: WRN-depth-width of Zagoruyko & Komodakis, BMVC 2016 (width 1: a pre-activation ResNet).
 
@@ -53,16 +68,9 @@ def wrn(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
     others at a half and a quarter. Initial values come from torch's global generator: Kaiming-normal convolutions and
     fc.weight, batch-norm weights uniform(0, 1), as the published recipe had it.
 
-    Raises UserError where depth is not 6n + 4 with n >= 1, or width or num_classes leave no channels.
+    Raises UserError as check_wrn, or where num_classes is below 1.
     """
-    if not 10 <= depth < 10_000 or depth % 6 != 4:
-        raise UserError(
-            f'depth {depth}: a Wide ResNet has depth 6n + 4 with n >= 1, such as 10, 16, 22, 28 or 40'
-        )
-    if not 1 / 16 <= width < 1000:
-        raise UserError(
-            f'width {width}: must be at least 1/16, so that a group has a channel, and below 1000'
-        )
+    check_wrn(depth, width)
     if num_classes < 1:
         raise UserError(f'num_classes {num_classes}: must be at least 1')
     n = (int(depth) - 4) // 6
@@ -122,7 +130,36 @@ def wrn_function(n: int) -> Callable:
     return f
 
 
-# ---------------------------------------------------------------- topology from names
+# ---------------------------------------------------------------- nets from files
+
+
+def load_net(source) -> tuple[Callable, dict, list]:
+    """(f, params, records) of a weights file, whose names tell the net, or of a run folder, whose log does (`records`, its
+    lines; [] of a file). Folders of the published code (log.txt and model.pt7) are run folders too.
+
+    Raises UserError that names the file where it is damaged, or not such a net's."""
+    source, records = Path(source), []
+    weights = source
+    if os.path.isdir(source):
+        records = read_log(source / 'log.txt')
+        weights = source / ('model.hkl' if os.path.exists(source / 'model.hkl') else 'model.pt7')
+        if not os.path.exists(weights):
+            raise UserError(f'{source}: has neither model.hkl nor model.pt7')
+    params = load_params(weights)
+    try:
+        depth, width, num_classes = wrn_shape(params)
+        if records:
+            depth, width = records[0].get('depth'), records[0].get('width')
+            if not all(type(v) in (int, float) for v in (depth, width)):
+                raise UserError(
+                    f'the first line of {source / "log.txt"} does not tell depth and width'
+                )
+        # No memory for what may turn out not to fit.
+        with torch.device('meta'):
+            f, expected = wrn(depth, width, num_classes)
+    except UserError as e:
+        raise UserError(f'{weights}: {e}') from e
+    return f, check_params(params, expected, weights), records
 
 
 def wrn_shape(params: dict) -> tuple[int, float, int]:

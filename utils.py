@@ -129,8 +129,10 @@ def check_params(params: dict, expected: dict, source) -> dict:
             raise UserError(
                 f'{source}: {name} has shape {tuple(p.shape)}, this net needs {tuple(e.shape)}'
             )
-        if not p.is_floating_point() or not p.float().isfinite().all():
-            raise UserError(f'{source}: {name} holds nan or inf, or no floats')
+        if not p.is_floating_point():
+            raise UserError(f'{source}: {name} holds {p.dtype}, not floating-point numbers')
+        if not p.float().isfinite().all():
+            raise UserError(f'{source}: {name} holds nan or inf')
         checked[name] = p.to(e.dtype).contiguous()
     return checked
 
@@ -261,8 +263,9 @@ def batch_size(batch) -> int:
 
 
 def save_params(path, params: dict) -> None:
-    """Writes {name: tensor} with hickle, whole or not at all."""
-    arrays = {k: v.detach().cpu().contiguous().numpy() for k, v in params.items()}
+    """Writes {name: tensor} with hickle, whole or not at all. numpy has no bfloat16: such tensors are written as float32."""
+    wider = {k: wide(v) if v.dtype == torch.bfloat16 else v for k, v in params.items()}
+    arrays = {k: v.detach().cpu().contiguous().numpy() for k, v in wider.items()}
     write_atomically(path, lambda temporary: hickle.dump(arrays, str(temporary), mode='w'))
 
 
@@ -283,8 +286,10 @@ def load_params(path) -> dict:
     }
     if path.suffix not in readers:
         raise UserError(f'{path}: not a weights file; its name must end in {", ".join(readers)}')
-    if not path.is_file():
-        raise UserError(f'{path}: no such file')
+    try:
+        open(path, 'rb').close()
+    except OSError as e:
+        raise UserError(f'{path}: {e.strerror}') from e
     params = readers[path.suffix](path)
     for key in 'params', 'state_dict':
         if isinstance(params, dict) and isinstance(params.get(key), dict):
@@ -453,7 +458,8 @@ def write_atomically(path, write) -> None:
             f'cannot write {path}: {_disk_error(temporary, e)}; what was there is kept', status=1
         ) from e
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _disk_error(path, error):
@@ -477,15 +483,28 @@ def json_stats(record: dict) -> str:
     return f'json_stats: {json.dumps(record, allow_nan=False)}'
 
 
+def class_names(records: list) -> list:
+    """The class names that a log tells, [] where it does not."""
+    names = records[0].get('classes') if records else None
+    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else []
+
+
+def same_classes(params: dict, records: list, classes: list) -> bool:
+    """Whether the outputs of a net with these parameters mean `classes`, as far as its log tells."""
+    return len(params['fc.bias']) == len(classes) and class_names(records) in ([], classes)
+
+
 def read_log(path) -> list[dict]:
     """The records of a log.txt, ours or the published code's (which holds NaN). A last line that was cut off is left out.
 
     Raises UserError where there is no whole line."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f'{path}: no such file')
+    try:
+        lines = path.read_text(errors='replace').splitlines()
+    except OSError as e:
+        raise UserError(f'{path}: {e.strerror}') from e
     records = []
-    for line in path.read_text(errors='replace').splitlines():
+    for line in lines:
         _, found, text = line.partition('json_stats: ')
         try:
             record = json.loads(text) if found else None
@@ -501,29 +520,34 @@ def read_log(path) -> list[dict]:
 
 
 def holds_run(folder) -> bool:
-    return any(
-        (Path(folder) / name).exists()
-        for name in ('log.txt', 'checkpoint.pt', 'model.hkl', 'model.pt7')
-    )
+    """Whether a folder holds a run, ours or the published code's."""
+    names = ('log.txt', 'checkpoint.pt', 'model.hkl', 'model.pt7')
+    return any(os.path.lexists(Path(folder) / name) for name in names)
 
 
-def check_writable(folder) -> None:
+def check_writable(folder, option: str = '--save') -> None:
     """Raises UserError where `folder` cannot become, or is not, a folder to write in. Creates nothing."""
     folder = Path(folder).absolute()
     for part in (folder, *folder.parents):
-        if part.exists() or part.is_symlink():
-            if not part.is_dir():
-                raise UserError(f'--save {folder}: {part} is not a folder')
-            if not os.access(part, os.W_OK | os.X_OK):
-                raise UserError(f'--save {folder}: {part} cannot be written in')
-            return
+        try:
+            part.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as e:
+            raise UserError(f'{option} {folder}: {e.strerror}') from e
+        if not part.is_dir():
+            raise UserError(f'{option} {folder}: {part} is not a folder')
+        if not os.access(part, os.W_OK | os.X_OK):
+            raise UserError(f'{option} {folder}: {part} cannot be written in')
+        return
 
 
 @contextlib.contextmanager
-def open_folder(folder):
+def open_folder(folder, epoch: int | None):
     """Creates the run folder, locks it for this process, and removes what a killed run left half-written.
 
-    Raises UserError where it cannot be created, or another process trains in it."""
+    epoch: that of the checkpoint which was read from it, None where it held no run. Raises UserError where that is no longer
+    so, where another process trains in it, or where it cannot be created."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -534,6 +558,11 @@ def open_folder(folder):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise UserError(f'--save {folder}: another process is training in it') from e
+        now = load_checkpoint(folder)['epoch'] if holds_run(folder) else None
+        if now != epoch:
+            raise UserError(
+                f'--save {folder}: another process has trained in it meanwhile; --resume goes on with its run'
+            )
         for half in Path(folder).glob('.*.part'):
             half.unlink()
         yield
@@ -541,6 +570,35 @@ def open_folder(folder):
         os.close(lock)
 
 
+def save_run(folder, checkpoint: dict) -> None:
+    """Writes checkpoint.pt, then log.txt and model.hkl, which follow from it (see CHECKPOINT for what it holds)."""
+    folder = Path(folder)
+    write_atomically(folder / 'checkpoint.pt', lambda temporary: torch.save(checkpoint, temporary))
+    write_text(folder / 'log.txt', log_text(checkpoint))
+    save_params(folder / 'model.hkl', checkpoint['params'])
+
+
+def log_text(checkpoint: dict) -> str:
+    return ''.join(line + '\n' for line in checkpoint['log'])
+
+
+def agree(folder, checkpoint: dict) -> None:
+    """Makes log.txt and model.hkl agree with the checkpoint, as a kill between two of them may leave them apart; what agrees
+    is not touched."""
+    log, model = Path(folder) / 'log.txt', Path(folder) / 'model.hkl'
+    if not log.is_file() or log.read_bytes() != log_text(checkpoint).encode():
+        write_text(log, log_text(checkpoint))
+    wanted = crc(v for _, v in sorted(checkpoint['params'].items()))
+    try:
+        same = model.is_file() and crc(load_params(model).values()) == wanted
+    except UserError:
+        same = False
+    if not same:
+        save_params(model, checkpoint['params'])
+
+
+# What a checkpoint holds. `step` is the number of steps of epoch + 1 that are done. `random` is torch's generator: nothing of a run draws from
+# it after the initial values, so that it is kept for those who add something that does.
 CHECKPOINT = {
     'params': dict,
     'optimizer': dict,
@@ -553,35 +611,11 @@ CHECKPOINT = {
 }
 
 
-def save_run(folder, checkpoint: dict) -> None:
-    """Writes checkpoint.pt, then log.txt and model.hkl, which follow from it (see CHECKPOINT for what it holds)."""
-    write_atomically(
-        Path(folder) / 'checkpoint.pt', lambda temporary: torch.save(checkpoint, temporary)
-    )
-    agree(folder, checkpoint)
-
-
-def agree(folder, checkpoint: dict) -> None:
-    """Makes log.txt and model.hkl agree with the checkpoint; what agrees already is not touched."""
-    log, model = Path(folder) / 'log.txt', Path(folder) / 'model.hkl'
-    text = ''.join(line + '\n' for line in checkpoint['log'])
-    if not log.is_file() or log.read_bytes() != text.encode():
-        write_text(log, text)
-    try:
-        same = model.is_file() and crc(load_params(model).values()) == crc(
-            v for _, v in sorted(checkpoint['params'].items())
-        )
-    except UserError:
-        same = False
-    if not same:
-        save_params(model, checkpoint['params'])
-
-
 def load_checkpoint(path) -> dict:
     """checkpoint.pt of a run folder, or that file itself. Raises UserError where it is not whole."""
     path = Path(path)
-    path = path / 'checkpoint.pt' if path.is_dir() else path
-    if not path.is_file():
+    path = path / 'checkpoint.pt' if os.path.isdir(path) else path
+    if not os.path.isfile(path):
         raise UserError(
             f'--resume: {path}: no such file; a run goes on from its checkpoint.pt alone'
         )
@@ -591,10 +625,20 @@ def load_checkpoint(path) -> dict:
         if archive.testzip():
             raise UserError(f'--resume: {path}: damaged, its checksums are wrong')
     for key, kind in CHECKPOINT.items():
-        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
+        if not isinstance(checkpoint, dict) or type(checkpoint.get(key)) is not kind:
             raise UserError(
                 f'--resume: {path}: not a checkpoint of this program ({key!r} is missing or damaged)'
             )
+    sound = {
+        'params': all(map(torch.is_tensor, checkpoint['params'].values())),
+        'log': all(
+            isinstance(line, str) and line.startswith('json_stats: ') for line in checkpoint['log']
+        ),
+        'epoch': checkpoint['epoch'] >= 0,
+    }
+    for key, well in sound.items():
+        if not well:
+            raise UserError(f'--resume: {path}: its {key!r} is damaged')
     return checkpoint
 
 
@@ -619,22 +663,46 @@ def run_options(opt) -> dict:
     return {k: v for k, v in vars(opt).items() if k not in NOT_OPTIONS_OF_A_RUN}
 
 
-def continue_options(opt, given: set, checkpoint: dict) -> None:
+def find_checkpoint(opt, given: set, parser, default_save) -> tuple:
+    """(the checkpoint that --resume goes on from, its folder), or (None, None). Options that were not given become those of its run.
+
+    default_save(opt): the folder where --save is not given. Raises UserError where there is no sound checkpoint, or as continue_options."""
+    if not opt.resume:
+        return None, None
+    if opt.resume is True:
+        folder = source = Path(opt.save or default_save(opt))
+        if not holds_run(folder):
+            return None, None
+    else:
+        source = Path(opt.resume)
+        folder = source if os.path.isdir(source) else source.parent
+        opt.save = opt.save or str(folder)
+    checkpoint = load_checkpoint(source)
+    continue_options(opt, given, checkpoint, parser)
+    return checkpoint, folder
+
+
+def continue_options(opt, given: set, checkpoint: dict, parser) -> None:
     """Sets every option that was not given to that of the run in `checkpoint`. Raises UserError naming one that was given and differs."""
-    old_epochs = checkpoint['options'].get('epochs')
-    if 'epochs' in given and opt.epochs != old_epochs and 'epoch_step' not in given:
-        print(
-            f'--epochs {opt.epochs} in place of {old_epochs}: the rate still drops at {_plain(checkpoint["options"].get("epoch_step"))}'
-        )
-    for name, old in checkpoint['options'].items():
-        if name == 'save' or not hasattr(opt, name):
-            continue
-        if name not in given:
-            setattr(opt, name, old)
-        elif getattr(opt, name) != old and name not in MAY_DIFFER:
+    old = {k: v for k, v in checkpoint['options'].items() if k != 'save' and hasattr(opt, k)}
+    for name, value in old.items():
+        if not parser.takes(name, value):
             raise UserError(
-                f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, which has {_plain(old)}'
+                f'--resume: the checkpoint has an impossible --{name} {_plain(value)[:60]}: it is damaged'
             )
+        if name in given and getattr(opt, name) != value and name not in MAY_DIFFER:
+            raise UserError(
+                f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, which has {_plain(value)}'
+            )
+    if 'epochs' in given and opt.epochs != old.get('epochs') and 'epoch_step' not in given:
+        print(
+            f'--epochs {opt.epochs} in place of {old.get("epochs")}: the rate still drops at {_plain(old.get("epoch_step"))}'
+        )
+    # A device that is named now stands for all that was said of devices before.
+    devices = {'device', 'cuda', 'gpu_id', 'ngpu'}
+    for name, value in old.items():
+        if name not in given and not (name in devices and given & devices):
+            setattr(opt, name, value)
 
 
 def _plain(value):
@@ -645,14 +713,25 @@ def check_facts(facts: dict, checkpoint: dict) -> None:
     """Raises UserError where the data or the teacher is not that of the run in the checkpoint."""
     for name, option in ('data', 'dataroot'), ('teacher', 'teacher_id'):
         if facts[name] != checkpoint['facts'].get(name):
-            raise UserError(f'--resume: the {name} of --{option} is not what the run began with')
+            raise UserError(
+                f'--resume: the {name} of --{option} is not what the run began with; bring that back, or begin anew in another --save'
+            )
 
 
 def load_optimizer(optimizer, checkpoint: dict) -> None:
+    """Raises UserError where the checkpoint's optimizer is not one of these parameters."""
     try:
         optimizer.load_state_dict(checkpoint['optimizer'])
-    except (ValueError, KeyError, TypeError) as e:
+        fits = all(
+            v.shape == p.shape
+            for p, state in optimizer.state.items()
+            for v in state.values()
+            if v is not None
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f'--resume: the optimizer state does not fit the net ({e})') from e
+    if not fits:
+        raise UserError('--resume: the optimizer state does not fit the net')
 
 
 def epoch_line(record: dict) -> str:
@@ -669,11 +748,14 @@ def epoch_line(record: dict) -> str:
     )
 
 
-def tensorboard_writer(folder, epoch: int):
-    """Curves go on after `epoch`; what a killed run wrote beyond it is hidden."""
+def open_curves(folder, log: list):
+    """A tensorboard writer in the run folder; the curves of the log's lines are written anew, those of earlier files hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(folder, purge_step=epoch + 1)
+    writer = SummaryWriter(folder, purge_step=0)
+    for line in log:
+        write_curves(writer, json.loads(line.removeprefix('json_stats: ')))
+    return writer
 
 
 def write_curves(writer, record: dict) -> None:
@@ -694,25 +776,31 @@ class Stopped(BaseException):
 
 def call_main(main, argv=None) -> int:
     """Runs main(argv) and returns the exit status: 0, that of a UserError (one line on stderr), or 130 and 143 for SIGINT and
-    SIGTERM, with a line that says how to go on. `main.hint`, where it is set, is that advice."""
+    SIGTERM, with a line that says how to go on. main sets `main.hint` to that advice as soon as there is something to go on with."""
 
     def stop(signum, frame):
         raise Stopped(signum)
 
     program = Path(sys.argv[0]).name
+    main.hint = 'nothing was written; the same command starts it again'
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         main(argv)
         return 0
     except ValueError as e:
-        # Neither our UserError nor data.py's: a bug keeps its traceback.
+        # UserError, or data.UserError, which this file does not know by name; any other is a bug and keeps its traceback.
         if not hasattr(e, 'status'):
             raise
         print(f'{program}: error: {" ".join(str(e).split())}', file=sys.stderr)
         return e.status
     except Stopped as e:
-        hint = getattr(main, 'hint', 'nothing was written; the same command starts it again')
-        print(f'\n{program}: stopped by {signal.Signals(e.signum).name}: {hint}', file=sys.stderr)
+        for s in before:  # a second signal does not interrupt the line
+            signal.signal(s, signal.SIG_IGN)
+        after_bar = '\n' if sys.stderr.isatty() else ''
+        print(
+            f'{after_bar}{program}: stopped by {signal.Signals(e.signum).name}: {main.hint}',
+            file=sys.stderr,
+        )
         return 128 + e.signum
     finally:
         for s, handler in before.items():
@@ -732,6 +820,10 @@ def choose_device(opt) -> tuple[torch.device, list]:
     name = (
         'cuda' if opt.cuda or opt.device == 'auto' and n_gpus else opt.device.replace('auto', 'cpu')
     )
+    if opt.gpu_id and not n_gpus and (name == 'cuda' or opt.device == 'auto'):
+        raise UserError(
+            f'--gpu_id {opt.gpu_id}: there is no such CUDA device here; leave the option out to run on the CPU'
+        )
     if name == 'cuda' and not n_gpus:
         raise UserError(
             '--device cuda: there is no CUDA device here; leave the option out to run on the CPU'
@@ -742,7 +834,7 @@ def choose_device(opt) -> tuple[torch.device, list]:
         )
     if opt.ngpu > max(1, n_gpus) or opt.ngpu > 1 and name != 'cuda':
         raise UserError(
-            f'--ngpu {opt.ngpu}: there are {n_gpus} GPUs here'
+            f'--ngpu {opt.ngpu}: there are {n_gpus} GPUs to use here'
             + (f', and --device is {name}' if n_gpus else '')
         )
     if opt.ngpu > 1 and opt.compile:
@@ -823,17 +915,36 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
     def parse(self, argv) -> tuple[argparse.Namespace, set]:
-        """(the options, the names of those that were given)"""
+        """(the options, the names of those that were given). An option that is given empty is refused: it comes of an unset variable."""
         argv = sys.argv[1:] if argv is None else argv
         opt = self.parse_args(argv)
-        given = {
-            a.dest
-            for a in self._actions
-            for s in a.option_strings
-            for arg in argv
-            if arg.split('=')[0] == s
-        }
+        words = {arg.split('=')[0] for arg in argv}
+        given = {a.dest for a in self._actions if words.intersection(a.option_strings)}
+        for name in sorted(given):
+            if '' in (
+                getattr(opt, name),
+                *(getattr(opt, name) if isinstance(getattr(opt, name), list) else ()),
+            ):
+                self.error(f'--{name}: its value is empty')
         return opt, given
+
+    def takes(self, name: str, value) -> bool:
+        """Whether a value of a log or a checkpoint is one that --name can have."""
+        action = next((a for a in self._actions if a.dest == name), None)
+        if action is None or value == action.default and type(value) is type(action.default):
+            return action is not None
+        if action.nargs == 0:
+            return type(value) is bool
+        text = value if isinstance(value, str) else json.dumps(value)
+        try:
+            parsed = action.type(text) if action.type else text
+        except argparse.ArgumentTypeError:
+            return False
+        return (
+            type(parsed) is type(value)
+            and parsed == value
+            and (action.choices is None or value in action.choices)
+        )
 
 
 def number(kind=float, low=None, high=None, above=None):
@@ -901,21 +1012,21 @@ def add_training_options(
     # fmt: off
     add('--batch_size', default=batch_size, type=number(int, 1), help=f'images a step (paper: {batch_size})')
     add('--lr', default=lr, type=number(above=0), help=f'learning rate of SGD with momentum 0.9 (paper: {lr})')
-    add('--epochs', default=epochs, type=number(int, 0), help=f'passes over the training set (paper: {epochs}); 0 writes the untrained net')
+    add('--epochs', default=epochs, type=number(int, 0, 1_000_000), help=f'passes over the training set (paper: {epochs}); 0 writes the untrained net')
     add('--weight_decay', default=weight_decay, type=number(low=0), help=f'of all trained parameters (paper: {weight_decay})')
     add('--epoch_step', type=rising_epochs, metavar='LIST', help=f'epochs, from 1, that are the first at a lower rate (paper: {_plain(epoch_step)}; default: scaled to --epochs)')
-    add('--lr_decay_ratio', default=lr_decay_ratio, type=number(above=0), help=f'factor of the rate at each of these (paper: {lr_decay_ratio})')
+    add('--lr_decay_ratio', default=lr_decay_ratio, type=number(above=0, high=1), help=f'factor of the rate at each of these (paper: {lr_decay_ratio})')
     add('--dtype', default='float', choices=['float', 'bfloat16'], help='what convolutions and activations compute in; parameters, statistics, maps, losses and tests are float32 (paper: float)')
     add('--seed', default=0, type=number(int, 0), help='of initial values, order and augmentation (default: 0)')
     add('--save', default='', metavar='DIR', help='folder of the run (default: logs/NAME, made from the options)')
     add('--resume', nargs='?', const=True, metavar='PATH', help='go on with the run in --save if there is one, else start it; with PATH: go on from that run folder or checkpoint')
     add('--evaluate', metavar='PATH', help='test a weights file (.hkl, .pth, .pt7, .safetensors) or a run folder, and stop')
-    add('--nthread', default=0, type=number(int, 0), help='CPU threads that decode and compute (default: 0, one a core)')
+    add('--nthread', default=0, type=number(int, 0, 1024), help='CPU threads that decode and compute (default: 0, one a core)')
     add('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'], help='auto: cuda where there is one, else cpu; mps is untested')
     add('--cuda', action='store_true', help='the same as --device cuda')
     add('--gpu_id', type=gpu_list, help='GPUs to use, such as 0,1 (default: CUDA_VISIBLE_DEVICES as it is)')
     add('--ngpu', default=1, type=number(int, 1), help='GPUs that split a batch; more than 1 is untested (default: 1)')
-    add('--compile', action='store_true', help='torch.compile the step: faster, after a start of about a minute; on one device')
+    add('--compile', action=argparse.BooleanOptionalAction, default=False, help='torch.compile the step: faster, after a start of about a minute; on one device')
     add('--deterministic', action='store_true', help='the same bits in every run on one GPU, at some cost; a CPU gives them anyway')
-    add('--tensorboard', action='store_true', help='also write curves for tensorboard into --save')
+    add('--tensorboard', action=argparse.BooleanOptionalAction, default=False, help='also write curves for tensorboard into --save')
     # fmt: on

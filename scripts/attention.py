@@ -21,51 +21,24 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import cifar
 import data
+import resnet
 import utils
 from utils import UserError, number
 
 DATASETS = ['CIFAR10', 'CIFAR100', 'folder', 'shapes']
 
 parser = utils.Parser(__doc__)
-parser.add_argument(
-    '--weights',
-    nargs='+',
-    required=True,
-    metavar='W',
-    help='run folders, or weights files whose names tell the net',
-)
-parser.add_argument(
-    '--labels',
-    nargs='+',
-    metavar='NAME',
-    help="a name for each of them (default: the folder's or file's)",
-)
+# fmt: off
+parser.add_argument('--weights', nargs='+', required=True, metavar='W', help='run folders, or weights files whose names tell the net')
+parser.add_argument('--labels', nargs='+', metavar='NAME', help="a name for each of them (default: the folder's or file's)")
 parser.add_argument('--images', nargs='+', metavar='PATH', help='image files, or folders of them')
-parser.add_argument(
-    '--dataset',
-    choices=DATASETS,
-    help='show its test images, each class in turn (default: the set that the first run was trained on, or shapes)',
-)
-parser.add_argument(
-    '--dataroot', help="folder of the data set's files (default: that of the run, or .)"
-)
-parser.add_argument(
-    '--n', default=6, type=number(int, 1, 100), help='number of images (default: 6)'
-)
-parser.add_argument(
-    '--image_size',
-    default=128,
-    type=number(int, 8, 1024),
-    help='larger images are shrunk until their longer side has so many pixels (default: 128)',
-)
-parser.add_argument(
-    '--save',
-    default='attention.png',
-    metavar='FILE.png',
-    help='the picture (default: attention.png)',
-)
+parser.add_argument('--dataset', choices=DATASETS, help='show its test images, each class in turn (default: the set that the first run was trained on, or shapes)')
+parser.add_argument('--dataroot', help="folder of the data set's files (default: that of the run, or .)")
+parser.add_argument('--n', default=6, type=number(int, 1, 100), help='number of images (default: 6)')
+parser.add_argument('--image_size', default=128, type=number(int, 8, 1024), help='larger images are shrunk until their longer side has so many pixels (default: 128)')
+parser.add_argument('--save', default='attention.png', metavar='FILE.png', help='the picture (default: attention.png)')
+# fmt: on
 
 
 def main(argv=None):
@@ -79,13 +52,14 @@ def main(argv=None):
     if opt.labels and len(opt.labels) != len(opt.weights):
         raise UserError(f'--labels: {len(opt.labels)} names for {len(opt.weights)} --weights')
     labels = opt.labels or [Path(w).resolve().stem for w in opt.weights]
-    nets = [(label, *cifar.load_net(w)) for label, w in zip(labels, opt.weights)]
+    nets = [(label, *resnet.load_net(w)) for label, w in zip(labels, opt.weights)]
     if opt.images:
         images, classes = read_images(opt.images, opt.n), []
     else:
         run = nets[0][3][0] if nets[0][3] else {}
         dataset = opt.dataset or (run['dataset'] if run.get('dataset') in DATASETS else 'shapes')
-        images, classes = choose_images(dataset, opt.dataroot or run.get('dataroot') or '.', opt.n)
+        logged = run.get('dataroot') if isinstance(run.get('dataroot'), str) else None
+        images, classes = choose_images(dataset, opt.dataroot or logged or '.', opt.n)
     rows = []
     for name, image in images:
         image = shrink(image, opt.image_size)
@@ -97,7 +71,7 @@ def main(argv=None):
             )
         )
     save.parent.mkdir(parents=True, exist_ok=True)
-    figure = draw(rows, labels)
+    figure = draw(rows, labels, classes)
     utils.write_atomically(save, lambda file: figure.savefig(file, format='png'))
     plt.close(figure)
     print(f'wrote {save}')
@@ -157,7 +131,7 @@ def look(image, f, params, records, classes):
     """(maps of the groups, each float32 [h, w]; the class that a net takes the image for, None where it has no known name)."""
     logits, groups = f(data.normalize(torch.from_numpy(image)[None]), params, False)
     maps = [utils.at(g)[0].view(g.shape[2:]).numpy() for g in groups]
-    names = cifar.class_names(records) or classes
+    names = utils.class_names(records) or classes
     return maps, names[int(logits.argmax())] if len(names) == logits.shape[1] else None
 
 
@@ -180,7 +154,7 @@ def enlarge(image, side=256):
 # ---------------------------------------------------------------- the picture
 
 
-def draw(rows, labels):
+def draw(rows, labels, classes):
     """A row an image: the image, then the maps of each net, a column a group, with a gap between nets."""
     counts = [len(maps) for maps, _ in rows[0][2]]
     ratios = [1, *itertools.chain.from_iterable([0.15, *[1] * count] for count in counts)]
@@ -195,7 +169,7 @@ def draw(rows, labels):
     for top, row, (name, image, seen) in zip([True] + [False] * len(rows), axes, rows):
         image = enlarge(image)
         row[0].imshow(image)
-        row[0].set_xlabel(shorten(name), fontsize=9)
+        row[0].set_xlabel(shorten(name), fontsize=9, parse_math=False)
         column = 1
         for label, (maps, taken_for) in zip(labels, seen):
             for i, attention in enumerate(maps):
@@ -206,10 +180,14 @@ def draw(rows, labels):
                     ax.set_title(
                         f'{shorten(label) if i == len(maps) // 2 else ""}\ngroup {i}, {w}×{h}',
                         fontsize=8,
+                        parse_math=False,
                     )
             if taken_for is not None:
                 row[column + 1 + len(maps) // 2].set_xlabel(
-                    f'→ {shorten(taken_for)}', fontsize=9, color=verdict(name, taken_for)
+                    f'→ {shorten(taken_for)}',
+                    fontsize=9,
+                    color=verdict(name, taken_for, classes),
+                    parse_math=False,
                 )
             column += 1 + len(maps)
     axes[0, 0].set_title('\nimage', fontsize=8)
@@ -220,8 +198,9 @@ def shorten(name, most=20):
     return name if len(name) <= most else f'{name[: most - 1]}…'
 
 
-def verdict(name, taken_for):
-    return '#1a7f37' if name == taken_for else '#b3261e'
+def verdict(name, taken_for, classes):
+    """The colour of an answer: green or red where the image's class is known."""
+    return 'black' if name not in classes else '#1a7f37' if name == taken_for else '#b3261e'
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
     python scripts/benchmark.py                          # all six
     python scripts/benchmark.py --only a,d,e             # some of them
     python scripts/benchmark.py --profile --only c,d     # and where a compiled step spends its time
+    python scripts/benchmark.py --decode                 # how long reading a folder of 50,000 small images takes
 
     a  the loop as published in 2018: float32, contiguous tensors, eager; images pass one by one through torchvision in two
        loader workers; every step reads its losses back
@@ -32,6 +33,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,39 +71,18 @@ def variants(text):
 
 
 parser = utils.Parser(__doc__)
-parser.add_argument(
-    '--rounds',
-    default=7,
-    type=number(int, 1),
-    help='turns of each; the median is printed (default: 7)',
-)
+# fmt: off
+parser.add_argument('--rounds', default=7, type=number(int, 1), help='turns of each; the median is printed (default: 7)')
 parser.add_argument('--steps', default=40, type=number(int, 1), help='steps a turn (default: 40)')
-parser.add_argument(
-    '--batch_size', default=128, type=number(int, 1), help='images a step (paper: 128)'
-)
-parser.add_argument(
-    '--images', default=50000, type=number(int, 1), help='images in memory (CIFAR: 50000)'
-)
-parser.add_argument(
-    '--only',
-    default=list(VARIANTS),
-    type=variants,
-    metavar='LIST',
-    help='of a,b,c,d,e, such as a,e (default: all)',
-)
-parser.add_argument(
-    '--nthread', default=0, type=number(int, 0), help='CPU threads of each (default: 0, one a core)'
-)
-parser.add_argument(
-    '--device',
-    default='auto',
-    choices=['auto', 'cpu', 'cuda', 'mps'],
-    help='auto: cuda where there is one, else cpu',
-)
+parser.add_argument('--batch_size', default=128, type=number(int, 1), help='images a step (paper: 128)')
+parser.add_argument('--images', default=50000, type=number(int, 1), help='images in memory, or to decode (CIFAR: 50000)')
+parser.add_argument('--only', default=list(VARIANTS), type=variants, metavar='LIST', help='of a,b,c,d,e, such as a,e (default: all)')
+parser.add_argument('--nthread', default=0, type=number(int, 0), help='CPU threads of each (default: 0, one a core)')
+parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'], help='auto: cuda where there is one, else cpu')
 parser.add_argument('--json', metavar='FILE', help='also write everything measured there')
-parser.add_argument(
-    '--profile', action='store_true', help='afterwards print where the time of b, c, d goes'
-)
+parser.add_argument('--profile', action='store_true', help='afterwards print where the time of b, c, d goes')
+parser.add_argument('--decode', action='store_true', help='instead: decode --images WebP files of 32x32 pixels, as --dataset folder does')
+# fmt: on
 
 
 # ---------------------------------------------------------------- ours
@@ -108,7 +90,7 @@ parser.add_argument(
 
 def cifar_options(opt, dtype):
     """What cifar.py would make of the command that this measures."""
-    argv = f'--beta {BETA} --alpha 0 --dtype {dtype} --batch_size {opt.batch_size} --nthread {opt.nthread} --device {opt.device}'
+    argv = f'--beta {BETA} --alpha 0 --epoch_step [60,120,160] --dtype {dtype} --batch_size {opt.batch_size} --nthread {opt.nthread} --device {opt.device}'
     return cifar.parser.parse(argv.split())[0]
 
 
@@ -140,10 +122,8 @@ def ours(opt, dtype, compiled):
     f_student, f_teacher, params, trainable = make_nets(device)
     loss_of = cifar.make_loss(f_student, f_teacher, options, device_ids)
     if compiled:
-        if not utils.compiler_works(device):
-            raise UserError('c and d need a compiler; leave them out: --only a,b,e')
         loss_of = torch.compile(loss_of, dynamic=False)
-    optimizer = cifar.make_optimizer(trainable, options, options.lr)
+    optimizer = cifar.make_optimizer(trainable, options, epoch=1)
     whole = utils.to_device(random_set(opt.images), device)
 
     def run(steps):
@@ -431,8 +411,8 @@ def measure(opt):
             profiles = {name: running[name].ask('profile') for name in opt.only if name in 'bcd'}
         for variant in running.values():
             variant.stop()
-    except EOFError:
-        raise utils.UserError('a variant ended early; its error is above', status=1) from None
+    except (EOFError, ConnectionError):
+        raise UserError('a variant ended early; its error is above', status=1) from None
     finally:
         for variant in running.values():
             variant.process.kill()
@@ -480,14 +460,33 @@ def table(opt, running):
     return rows
 
 
+def decode(opt):
+    """Seconds to decode so many small WebP files of noise, once they are in the disk cache."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f'{i}.webp' for i in range(opt.images)]
+        for file in files:
+            smooth = cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (32, 32))
+            cv2.imwrite(str(file), smooth, [cv2.IMWRITE_WEBP_QUALITY, 101])  # lossless
+        start = time.perf_counter()
+        data.decode_all(files, opt.nthread)
+        print(f'{opt.images} WebP files of 32x32 decoded in {time.perf_counter() - start:.1f} s')
+
+
 def main(argv=None):
     opt, _ = parser.parse(argv)
     if opt.steps * opt.batch_size > opt.images:
-        raise utils.UserError(
+        raise UserError(
             f'--images {opt.images}: a turn takes {opt.steps} steps of {opt.batch_size} images'
         )
-    utils.choose_device(cifar_options(opt, 'float'))
+    if opt.json:
+        utils.check_writable(Path(opt.json).absolute().parent, '--json')
+    device, _ = utils.choose_device(cifar_options(opt, 'float'))
     print(machine())
+    if opt.decode:
+        return decode(opt)
+    if {'c', 'd'} & set(opt.only) and not utils.compiler_works(device):
+        opt.only = [name for name in opt.only if name not in 'cd']
     with (
         tempfile.TemporaryDirectory() as cache
     ):  # an empty one, so that the memory of compiling is always counted

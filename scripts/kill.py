@@ -1,13 +1,13 @@
-"""Kills a training run at random moments, resumes it each time, and compares it with a run that was left alone.
+"""Kills a student's training at random moments, resumes it each time, and compares it with a run that was left alone.
 
-    python scripts/kill.py --kills 50                              # float32, eager, on drawn shapes
+    python scripts/kill.py --kills 50                                             # float32, eager, on drawn shapes
     python scripts/kill.py --kills 10 --options "--dtype bfloat16 --compile"
-    python scripts/kill.py --full_disk                             # on a small tmpfs that fills up; needs root, Linux
+    python scripts/kill.py --full_disk                                            # on a small tmpfs that fills up; needs root, Linux
 
-Says how many kills it took and whether model.hkl and every line of log.txt, measured times aside, are the same; exit status 1 if not.
+The student learns by attention transfer and distillation. Says how many kills it took and whether model.hkl and every line of
+log.txt, measured times aside, are the same; exit status 1 if not.
 """
 
-import os
 import random
 import shutil
 import subprocess
@@ -21,15 +21,16 @@ sys.path.insert(0, str(ROOT))
 import utils
 from utils import UserError, number
 
+NET = '--dataset shapes --depth 10 --width 0.25 --batch_size 512 --resume'
+
 parser = utils.Parser(__doc__)
-parser.add_argument(
-    '--kills', default=50, type=number(int, 1), help='how often to kill (default: 50)'
-)
-parser.add_argument(
-    '--seed', default=0, type=number(int, 0), help='of the random moments (default: 0)'
-)
+# fmt: off
+parser.add_argument('--kills', default=50, type=number(int, 1), help='how often to kill (default: 50)')
+parser.add_argument('--epochs', default=40, type=number(int, 1), help='length of a run; where it ends before the kills do, another begins (default: 40)')
+parser.add_argument('--seed', default=0, type=number(int, 0), help='of the random moments (default: 0)')
 parser.add_argument('--options', default='', help='further options of cifar.py, in one string')
 parser.add_argument('--full_disk', action='store_true', help='fill the disk instead of killing')
+# fmt: on
 
 
 def main(argv=None):
@@ -38,91 +39,103 @@ def main(argv=None):
         (full_disk if opt.full_disk else kill_and_compare)(Path(folder), opt)
 
 
-def command(save, epochs, options):
-    net = [
-        '--dataset',
-        'shapes',
-        '--depth',
-        '10',
-        '--width',
-        '0.25',
-        '--batch_size',
-        '512',
-        '--epochs',
-        str(epochs),
-    ]
-    return [
-        sys.executable,
-        str(ROOT / 'cifar.py'),
-        *net,
-        '--save',
-        str(save),
-        '--resume',
-        *options.split(),
-    ]
+def command(folder, name, epochs, options=''):
+    """cifar.py with the run folder folder/name; all but the teacher learn from it."""
+    words = f'{NET} --epochs {epochs} {options}'.split() + ['--save', str(folder / name)]
+    if name != 'teacher':
+        words += ['--teacher_id', str(folder / 'teacher'), '--alpha', '0.5', '--beta', '100']
+    return [sys.executable, str(ROOT / 'cifar.py'), *words]
+
+
+def train(*arguments):
+    done = subprocess.run(command(*arguments), check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f'a run that was left alone failed: {done.stderr}', status=1)
 
 
 def kill_and_compare(folder, opt):
-    # A run must outlive the kills: each falls into the start or into one of the next few epochs.
-    whole, killed, rng = folder / 'whole', folder / 'killed', random.Random(opt.seed)
+    train(folder, 'teacher', 1)
     began = time.time()
-    subprocess.run(command(folder / 'try', 1, opt.options), check=True, stdout=subprocess.DEVNULL)
-    start = time.time() - began
-    epochs, kills, progress = 6 * opt.kills, 0, []
-    subprocess.run(command(whole, epochs, opt.options), check=True, stdout=subprocess.DEVNULL)
+    train(folder, 'warm_up', 1, opt.options)
+    start = (
+        time.time() - began
+    )  # a kill falls into the start, or into one of the first epochs after it
+    train(folder, 'whole', opt.epochs, opt.options)
+    rng, kills, runs = random.Random(opt.seed), 0, 0
     while kills < opt.kills:
-        run = subprocess.Popen(command(killed, epochs, opt.options), stdout=subprocess.DEVNULL)
-        try:
-            if run.wait(rng.uniform(0.3, 1.5) * start):
-                raise UserError(
-                    f'a resumed run failed by itself, status {run.returncode}', status=1
-                )
-            break  # finished
-        except subprocess.TimeoutExpired:
-            run.kill()
-            run.wait()
+        runs += 1
+        done_at = []  # the epochs that were done at each kill
+        while (
+            status := run_for(
+                rng.uniform(0.3, 1.6) * start, command(folder, 'killed', opt.epochs, opt.options)
+            )
+        ) is None:
+            log = folder / 'killed' / 'log.txt'
+            done_at.append(len(log.read_text().splitlines()) if log.exists() else 0)
             kills += 1
-            log = killed / 'log.txt'
-            progress.append(len(log.read_text().splitlines()) if log.exists() else 0)
-    subprocess.run(command(killed, epochs, opt.options), check=True, stdout=subprocess.DEVNULL)
-    same = (whole / 'model.hkl').read_bytes() == (killed / 'model.hkl').read_bytes() and lines(
+            if kills == opt.kills:
+                train(folder, 'killed', opt.epochs, opt.options)
+                break
+        if status:
+            raise UserError(f'a resumed run failed by itself, status {status}', status=1)
+        compare(folder / 'whole', folder / 'killed')
+        print(
+            f'run {runs}: killed {len(done_at)} times, after epochs {done_at}: the same bits',
+            flush=True,
+        )
+        shutil.rmtree(folder / 'killed')
+    print(f'{kills} kills in {runs} runs of {opt.epochs} epochs, none lost')
+
+
+def run_for(seconds, words):
+    """Runs a command and kills it after so long: its exit status, None where it was killed."""
+    run = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    try:
+        return run.wait(seconds)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        run.wait()
+        return None
+
+
+def compare(whole, killed):
+    """Raises UserError, status 1, where the weights or the logs of two runs differ."""
+
+    def lines(run):
+        records = utils.read_log(run / 'log.txt')
+        return [{k: v for k, v in r.items() if 'time' not in k and k != 'save'} for r in records]
+
+    if (whole / 'model.hkl').read_bytes() != (killed / 'model.hkl').read_bytes() or lines(
         whole
-    ) == lines(killed)
-    print(
-        f'{kills} kills over {epochs} epochs, after epochs {progress}: {"the same bits" if same else "DIFFERENT"}'
-    )
-    if not same:
+    ) != lines(killed):
         raise UserError('the resumed run differs from the one left alone', status=1)
-
-
-def lines(run):
-    return [
-        {k: v for k, v in r.items() if 'time' not in k and k != 'save'}
-        for r in utils.read_log(run / 'log.txt')
-    ]
 
 
 def full_disk(folder, opt):
     disk = folder / 'disk'
     disk.mkdir()
-    subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', str(disk)], check=True)
+    if subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', str(disk)], check=False
+    ).returncode:
+        raise UserError('--full_disk: cannot mount a tmpfs; it needs root, and Linux')
     try:
         run = disk / 'run'
-        subprocess.run(command(run, 1, opt.options), check=True, stdout=subprocess.DEVNULL)
+        train(folder, 'teacher', 1)
+        shutil.move(folder / 'teacher', disk)
+        train(disk, 'run', 1, opt.options)
         (disk / 'ballast').write_bytes(bytes(max(0, shutil.disk_usage(disk).free - 4096)))
         before = {f.name: f.read_bytes() for f in run.iterdir()}
-        failed = subprocess.run(
-            command(run, 3, opt.options), check=False, capture_output=True, text=True
-        )
+        words = command(disk, 'run', 3, opt.options)
+        failed = subprocess.run(words, check=False, capture_output=True, text=True)
         kept = before == {f.name: f.read_bytes() for f in run.iterdir()}
         print(
             f'full: exit status {failed.returncode}, {failed.stderr.strip()!r}; the run folder is {"kept" if kept else "CHANGED"}'
         )
-        os.unlink(disk / 'ballast')
-        subprocess.run(command(run, 3, opt.options), check=True, stdout=subprocess.DEVNULL)
-        same_start = [r['test_loss'] for r in utils.read_log(run / 'log.txt')]
-        print(f'with room again: {len(same_start)} epochs done')
-        if failed.returncode != 1 or not kept or len(same_start) != 3:
+        (disk / 'ballast').unlink()
+        train(disk, 'run', 3, opt.options)
+        epochs = len(utils.read_log(run / 'log.txt'))
+        print(f'with room again: {epochs} epochs done')
+        if failed.returncode != 1 or not kept or epochs != 3:
             raise UserError('a full disk lost something', status=1)
     finally:
         subprocess.run(['umount', str(disk)], check=True)

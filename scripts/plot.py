@@ -22,19 +22,11 @@ import utils
 from utils import UserError
 
 parser = utils.Parser(__doc__)
+# fmt: off
 parser.add_argument('logs', nargs='+', metavar='LOG', help='a run folder, or its log.txt')
-parser.add_argument(
-    '--labels',
-    nargs='+',
-    metavar='NAME',
-    help="a name for each LOG (default: its folder's, as far as they differ)",
-)
-parser.add_argument(
-    '--save',
-    default='curves.png',
-    metavar='FILE',
-    help='the picture, .png or .svg (default: curves.png)',
-)
+parser.add_argument('--labels', nargs='+', metavar='NAME', help="a name for each LOG (default: its folder's or its own, as far as they differ)")
+parser.add_argument('--save', default='curves.png', metavar='FILE', help='the picture, .png or .svg (default: curves.png)')
+# fmt: on
 
 
 def main(argv=None):
@@ -67,10 +59,10 @@ def main(argv=None):
 
 
 def names_of(files):
-    """The runs' folders, without the part of the path that all have."""
-    folders = [os.path.abspath(file.parent) for file in files]
-    common = os.path.commonpath({os.path.dirname(f) for f in folders})
-    return [os.path.relpath(f, common) for f in folders]
+    """The runs' folders, or the names of logs that lie in one folder, without the part of the path that all have."""
+    paths = [os.path.abspath(f.parent if f.name == 'log.txt' else f.with_suffix('')) for f in files]
+    common = os.path.commonpath({os.path.dirname(p) for p in paths})
+    return [os.path.relpath(p, common) for p in paths]
 
 
 def read_run(file) -> dict:
@@ -96,7 +88,7 @@ def read_run(file) -> dict:
 def first(value) -> float:
     """A number, or top-1 of [top-1, top-5]; nan for what is neither."""
     value = value[0] if isinstance(value, list) and value else value
-    return float(value) if isinstance(value, (int, float)) else float('nan')
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e15 else math.nan
 
 
 def table(runs) -> str:
@@ -153,7 +145,7 @@ def draw(runs):
             linewidth=1.8,
             marker='o' if few else None,
             markersize=3,
-            label=f'{label}: {run["test"][-1]:.2f} %',
+            label=f'{label}: {run["test"][-1]:.2f} %'.replace('$', r'\$'),
         )
     axes.set(
         xlabel='epoch', ylabel='error, %', title='Test error (solid) and training error (dashed)'
@@ -162,7 +154,9 @@ def draw(runs):
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
+    # Handles are given, as a label that begins with _ would be left out.
     axes.legend(
+        handles=axes.lines[1::2],
         title='test error after the last epoch',
         fontsize=9 if len(runs) <= 10 else 6,
         framealpha=0.9,

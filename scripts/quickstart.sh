@@ -37,6 +37,7 @@ seed=${SEED:-0}
 save=$(absolute "${SAVE:-$PWD/logs/quickstart}")
 [ "$set_name" = shapes ] || save=$save/$set_name
 [ "$seed" = 0 ] || save=$save/seed$seed
+[ -z "${EPOCHS:-}" ] || save=$save/epochs$EPOCHS # a longer teacher is another teacher
 
 teacher=$save/teacher student=$save/student transfer=$save/student_at
 

@@ -5,6 +5,7 @@
 #   VENV=DIR            an environment to use as it is, nothing is installed into it
 
 case ${VENV:-/} in /*) ;; *) VENV=$PWD/$VENV ;; esac
+case ${PYTHON:-} in */*) PYTHON=$(cd "$(dirname "$PYTHON")" 2> /dev/null && pwd)/$(basename "$PYTHON") ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 complain() {
@@ -19,7 +20,7 @@ make_venv() {
     || complain "$python is $("$python" -V 2>&1); 3.10 or newer is needed: PYTHON=/path/to/python3 bash $0"
   "$python" -c 'import venv, ensurepip' 2> /dev/null \
     || complain "$python has no venv; install it (Debian, Ubuntu: apt install python3-venv), or name another: PYTHON=/path/to/python3 bash $0"
-  "$python" -m venv .venv
+  "$python" -m venv --clear .venv
 }
 
 install_requirements() {
@@ -30,7 +31,8 @@ install_requirements() {
   if ! .venv/bin/python -c 'import cv2' 2> /dev/null; then
     echo 'opencv-python cannot be imported here (no libGL?): putting opencv-python-headless in its place'
     .venv/bin/python -m pip uninstall --yes --quiet opencv-python
-    .venv/bin/python -m pip install --disable-pip-version-check opencv-python-headless
+    # Forced, as a headless that was there before lost its files to the uninstallation.
+    .venv/bin/python -m pip install --disable-pip-version-check --force-reinstall --no-deps opencv-python-headless
     .venv/bin/python -c 'import cv2' || complain 'cv2 cannot be imported (see above)'
   fi
 }

@@ -1,6 +1,7 @@
 """cifar.py as its users meet it: commands, run folders, kills, mistakes. Every run here is real, and tiny."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -185,6 +186,93 @@ def test_the_loss_is_distillation_plus_beta_times_the_maps():
     assert all(v.grad is None for v in params_t.values())
 
 
+def test_training_is_a_plain_loop_over_the_published_recipe(home, tmp_path, monkeypatch):
+    """Three epochs of cifar.main against the same written out: torchvision's pad, crop and flip, losses by their formulas, SGD with
+    momentum and decay on every trainable parameter, and a new one at the drop."""
+    from torchvision.transforms import functional as TF
+
+    monkeypatch.chdir(home)
+    options = [
+        '--dataset',
+        'folder',
+        '--dataroot',
+        'set',
+        *NET,
+        '--epoch_step',
+        '[2]',
+        '--seed',
+        '3',
+    ]
+    options += ['--teacher_id', 'teacher', '--alpha', '0.5', '--beta', '100', '--lr', '0.05']
+    options += ['--weight_decay', '0.01', '--lr_decay_ratio', '0.5', '--batch_size', '50']
+    for name, epochs in ('start', 0), ('end', 3):
+        save = ['--save', str(tmp_path / name), '--epochs', str(epochs)]
+        assert utils.call_main(cifar.main, [*options, *save]) == 0
+    f, params = resnet.wrn(10, 0.5, 3)
+    start = utils.load_params(tmp_path / 'start' / 'model.hkl')
+    params = {k: start[k].clone() for k in params}
+    utils.set_requires_grad_except_bn_(params)
+    trainable = [v for v in params.values() if v.requires_grad]
+    f_t, params_t, _ = resnet.load_net('logs/teacher')
+    train_set = data.open_sets('folder', 'set')[1]()[0]
+    images = [image.permute(2, 0, 1) for image in train_set.images]
+    mean, std = torch.tensor([125.3, 123.0, 113.9]), torch.tensor([63.0, 62.1, 66.7])
+    losses = []
+    for epoch in 1, 2, 3:
+        if epoch < 3:
+            lr = 0.05 if epoch == 1 else 0.025
+            optimizer = torch.optim.SGD(trainable, lr, momentum=0.9, weight_decay=0.01)
+        draws, seen = data.crop_and_flip(120, 3, epoch, 4).tolist(), 0.0
+        for index in data.epoch_order(120, 3, epoch).split(50):
+            batch = []
+            for i in index:
+                down, right, flip = draws[i]
+                image = TF.crop(TF.pad(images[i], 4, padding_mode='reflect'), down, right, 12, 12)
+                batch.append(TF.hflip(image) if flip else image)
+            x = (torch.stack(batch).float() - mean[:, None, None]) / std[:, None, None]
+            targets = train_set.labels[index]
+            (y, groups), (y_t, groups_t) = f(x, params, True), f_t(x, params_t, False)
+            soft = torch.softmax(y_t / 4, 1)
+            kl = (soft * (soft.log() - torch.log_softmax(y / 4, 1))).sum(1).mean()
+            loss = 0.5 * 16 * kl + 0.5 * torch.nn.functional.cross_entropy(y, targets)
+            for a, b in zip(groups, groups_t):
+                a, b = (g.pow(2).sum(1).flatten(1) for g in (a, b))
+                a, b = (q / q.norm(dim=1, keepdim=True) for q in (a, b))
+                loss = loss + 100 * (a - b).pow(2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen += float(loss.detach()) * len(index)
+        losses.append(seen / 120)
+    end = utils.load_params(tmp_path / 'end' / 'model.hkl')
+    logged = [r['train_loss'] for r in utils.read_log(tmp_path / 'end' / 'log.txt')]
+    assert logged == pytest.approx(losses, rel=1e-4)
+    for name, value in params.items():
+        torch.testing.assert_close(end[name], value.detach(), rtol=1e-3, atol=1e-4)
+        assert (end[name] - start[name]).abs().max() > 10 * (end[name] - value.detach()).abs().max()
+
+
+@pytest.mark.parametrize('name, dtype', [('float', torch.float32), ('bfloat16', torch.bfloat16)])
+def test_dtype_is_what_activations_are_computed_in(name, dtype):
+    torch.manual_seed(0)
+    f, params = resnet.wrn(10, 0.5, 3)
+    seen = []
+
+    def spied(*arguments):
+        logits, groups = f(*arguments)
+        seen.extend(g.dtype for g in groups)
+        return logits, groups
+
+    opt = cifar.parser.parse_args(['--dtype', name, '--alpha', '0', '--beta', '100'])
+    params = {f'{base}.{k}': v for base in ('student', 'teacher') for k, v in params.items()}
+    images = torch.randint(0, 256, (4, 12, 12, 3), dtype=torch.uint8)
+    index = torch.arange(4)
+    draws = data.crop_and_flip(4, 0, 1, 2)
+    loss_of = cifar.make_loss(spied, spied, opt, ['cpu'])
+    loss, terms = loss_of(images, index, draws, index % 3, params)
+    assert seen == [dtype] * 6 and loss.dtype == terms.dtype == torch.float32
+
+
 def test_the_last_smaller_batch_is_kept_and_means_weigh_by_samples(monkeypatch):
     sizes = []
 
@@ -224,6 +312,12 @@ def test_a_net_that_cannot_be_told_from_its_teacher_starts_from_other_values(hom
         torch.equal(a[k], b[k]) for k in a if k.endswith(('conv0', 'conv1', 'convdim', 'fc.weight'))
     )
     assert utils.read_log(home / 'logs/a/log.txt')[0]['epoch'] == 0
+
+
+def test_neither_does_its_teachers_teacher(home):
+    command(home, '--save', 'logs/c', '--epochs', '0', '--teacher_id', 'b')
+    b, c = (utils.load_params(home / f'logs/{n}/model.hkl') for n in 'bc')
+    assert not torch.equal(b['conv0'], c['conv0'])
 
 
 def test_a_teacher_that_is_not_what_its_log_says_is_noticed(home):
@@ -288,12 +382,22 @@ def test_evaluate_takes_run_folders_and_files(home):
 def test_validate_tests_on_held_out_training_images(home):
     done = command(home, '--save', 'logs/validate', '--validate', '30', '--epochs', '1')
     assert done.returncode == 0 and '90 images of 3 classes' in done.stdout
+    f, params, records = resnet.load_net(home / 'logs/validate')
+    held_out = data.hold_out(data.open_sets('folder', home / 'set')[1]()[0], 30)[1]
+    assert records[-1]['test_acc'] == pytest.approx(cifar.test(f, params, held_out)[1])
 
 
-def test_tensorboard_writes_curves(home):
-    done = command(home, '--save', 'logs/tb', '--tensorboard', '--epochs', '1')
-    assert done.returncode == 0, done.stderr
-    assert list((home / 'logs/tb').glob('events.out.tfevents.*'))
+def test_tensorboard_has_every_epoch_of_a_resumed_run(home):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # The first epoch ran without curves.
+    for options in ['--epochs', '1'], ['--epochs', '2', '--resume', '--tensorboard']:
+        done = command(home, '--save', 'logs/tb', '--epoch_step', '[9]', *options)
+        assert done.returncode == 0, done.stderr
+    curves = EventAccumulator(str(home / 'logs/tb')).Reload().Scalars('test_acc')
+    logged = [r['test_acc'] for r in utils.read_log(home / 'logs/tb/log.txt')]
+    assert [c.step for c in curves] == [1, 2]
+    assert [c.value for c in curves] == pytest.approx(logged)
 
 
 # ---------------------------------------------------------------- chance, kills, resuming
@@ -386,7 +490,16 @@ def test_a_signal_ends_in_one_line_that_says_how_to_go_on(home, signum, status):
     run.send_signal(signum)
     _, error = run.communicate(timeout=30)
     assert run.returncode == status
-    assert len(error.strip().splitlines()) == 1 and '--resume' in error and signum.name in error
+    assert error.count('\n') == 1 and '--resume' in error and signum.name in error
+
+
+@pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_the_imports_ends_in_one_line(home, signum, status):
+    run = start(home, '--save', 'logs/early')
+    time.sleep(0.3)
+    run.send_signal(signum)
+    _, error = run.communicate(timeout=30)
+    assert (run.returncode, error.count('\n')) == (status, 1) and 'cifar.py: stopped' in error
 
 
 def test_two_processes_do_not_train_in_one_folder(home):
@@ -438,7 +551,44 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_epoch(home, tmp_path, m
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(home):
     done = command(home, '--save', 'logs/nan', '--lr', '1e30', '--epochs', '3')
     assert done.returncode == 1 and done.stderr.count('\n') == 1
-    assert 'epoch 1' in done.stderr and ('nan' in done.stderr or 'inf' in done.stderr)
+    assert 'epoch 1, step 2: not finite: loss nan, distillation nan' in done.stderr
+
+
+def test_a_loss_that_becomes_nan_keeps_the_last_good_epoch(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    make_loss, steps = cifar.make_loss, []
+
+    def make_nan(*arguments):
+        loss_of = make_loss(*arguments)
+
+        def poisoned(*arguments):
+            loss, terms = loss_of(*arguments)
+            steps.append(1)
+            bad = len(steps) == 4  # the second step of epoch 2
+            return loss, torch.where(torch.arange(6) == 4, math.nan, terms) if bad else terms
+
+        return poisoned
+
+    monkeypatch.setattr(cifar, 'make_loss', make_nan)
+    options = ['--dataset', 'folder', '--dataroot', 'set', *NET, '--teacher_id', 'teacher']
+    save = tmp_path / 'run'
+    assert utils.call_main(cifar.main, [*options, '--epochs', '3', '--save', str(save)]) == 1
+    error = capsys.readouterr().err
+    assert (
+        'epoch 2, step 2: not finite: at_loss of group 2 nan;' in error and error.count('\n') == 1
+    )
+    assert utils.load_checkpoint(save)['epoch'] == len(utils.read_log(save / 'log.txt')) == 1
+
+
+def test_a_test_loss_that_is_not_finite_is_told(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(cifar, 'test', lambda *_: (math.inf, 50.0))
+    options = ['--dataset', 'folder', '--dataroot', 'set', *NET, '--epochs', '1']
+    save = tmp_path / 'run'
+    assert utils.call_main(cifar.main, [*options, '--save', str(save)]) == 1
+    assert 'the test loss is inf' in capsys.readouterr().err and not list(save.iterdir())
+    assert utils.call_main(cifar.main, [*options, '--evaluate', 'logs/teacher']) == 1
+    assert 'the test loss is inf' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('dtype', ['float', 'bfloat16'])
@@ -491,7 +641,7 @@ def refused(home, *options, **kw):
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     assert done.stderr.count('\n') == 1 and done.stderr.startswith('cifar.py: error: '), done.stderr
     assert sorted(str(p) for p in home.rglob('*')) == before
-    assert time.time() - began < 30
+    assert time.time() - began < 15  # 5 s where nothing else runs
     return done.stderr
 
 
@@ -534,6 +684,17 @@ MISTAKES = [
     (['--resume', '--save', 'logs/teacher', '--width', '2'], '--width'),
     (['--resume', '--save', 'logs/teacher', '--width', '1', '--lr', '0.5'], '--lr'),
     (['--evaluate', 'logs/nowhere'], 'logs/nowhere'),
+    (['--evaluate', ''], '--evaluate'),
+    (['--evaluate', 'x' * 300], 'xxx'),
+    (['--teacher_id', 'x' * 300], 'xxx'),
+    (['--teacher_id', ''], '--teacher_id'),
+    (['--save', 'x' * 300], '--save'),
+    (['--resume', 'x' * 300], '--resume'),
+    (['--width', '900'], 'width 900'),
+    (['--temperature', '1e200', '--alpha', '0.5', '--teacher_id', 'teacher'], '--temperature'),
+    (['--lr_decay_ratio', '1e300'], '--lr_decay_ratio'),
+    (['--dataset', 'CIFAR10', '--dataroot', 'nowhere', '--depth', '11'], 'depth 11'),
+    (['--dataset', 'CIFAR10', '--dataroot', 'nowhere', '--teacher_id', 'nobody'], 'nobody'),
     (['--evaluate', 'set/train/cat/000.png'], '000.png'),
     (['stray'], 'stray'),
 ]
@@ -554,7 +715,7 @@ def in_process(home, options, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'options, named', MISTAKES, ids=lambda v: ' '.join(v) if isinstance(v, list) else ''
+    'options, named', MISTAKES, ids=lambda v: ' '.join(v)[:60] if isinstance(v, list) else ''
 )
 def test_a_mistake_is_one_line_that_names_it(home, options, named, capsys, monkeypatch):
     assert named in in_process(home, options, capsys, monkeypatch)
@@ -568,6 +729,7 @@ def test_a_mistake_ends_the_command_with_status_2(home):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
 def test_a_gpu_that_is_not_there_is_named(home, capsys, monkeypatch):
     for options, named in (
+        (['--gpu_id', '7'], '--gpu_id 7'),
         (['--device', 'cuda'], '--device cuda'),
         (['--cuda'], '--device cuda'),
         (['--ngpu', '2'], '--ngpu 2'),
@@ -612,8 +774,43 @@ def test_broken_teachers_are_named(home, capsys, monkeypatch):
     (home / 'logs/neither').mkdir()
     shutil.copy(home / 'logs/teacher/log.txt', home / 'logs/neither')
     cases.append((['--teacher_id', 'neither'], 'model.hkl'))
+    # Sizes that are checked before anything of them is allocated.
+    vast = 'json_stats: {"depth": 9994, "width": 64}\n'
+    cases.append((teacher('log_vast', log=vast), 'missing'))
     for options, named in cases:
         assert named in in_process(home, options, capsys, monkeypatch)
+
+
+def test_a_log_with_odd_values_is_named_by_evaluate(home, capsys, monkeypatch):
+    for name, value in ('dataset', 'imagenet'), ('dataset', 3), ('dataroot', 5), ('validate', 'x'):
+        folder = home / 'logs' / f'odd_{name}_{value}'
+        shutil.copytree(home / 'logs/teacher', folder)
+        record = utils.read_log(folder / 'log.txt')[0] | {name: value}
+        (folder / 'log.txt').write_text(utils.json_stats(record) + '\n')
+        monkeypatch.chdir(home)
+        assert utils.call_main(cifar.main, ['--evaluate', str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert error.count('\n') == 1 and f'give --{name}' in error and str(value) in error
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which('setpriv'), reason='root reads all')
+def test_what_may_not_be_read_is_named(home, tmp_path):
+    as_nobody = ['setpriv', '--reuid=65534', '--clear-groups'] if os.geteuid() == 0 else []
+    locked = tmp_path / 'locked'
+    locked.mkdir()
+    os.chmod(tmp_path, 0o755)
+    os.chmod(locked, 0)
+    for options in (
+        ['--save', locked / 'x'],
+        ['--resume', locked / 'x'],
+        ['--evaluate', locked / 'x'],
+    ):
+        words = [*as_nobody, *arguments(*options, dataset=('--dataset', 'shapes'))]
+        env = os.environ | {'OMP_NUM_THREADS': '1', 'HOME': '/nowhere'}
+        done = subprocess.run(words, check=False, cwd='/', env=env, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
+        assert 'locked' in done.stderr
+    os.chmod(locked, 0o755)
 
 
 def test_other_classes_matter_with_alpha_alone(home, tmp_path, capsys, monkeypatch):
@@ -670,6 +867,13 @@ def test_other_data_or_another_teacher_cannot_go_on(home, tmp_path, capsys, monk
     assert 'dataroot' in in_process(
         home, [*go_on, '--dataroot', str(tmp_path / 'set')], capsys, monkeypatch
     )
+    teacher = home / 'logs/teacher/model.hkl'
+    whole = teacher.read_bytes()
+    params = utils.load_params(teacher)
+    params['fc.bias'] += 1
+    utils.save_params(teacher, params)
+    assert 'teacher_id' in in_process(home, go_on, capsys, monkeypatch)
+    teacher.write_bytes(whole)
 
 
 def test_damaged_checkpoints_are_refused_and_kept(home, capsys, monkeypatch):
@@ -717,11 +921,41 @@ def test_options_never_end_in_a_traceback(tmp_path_factory, options):
     try:
         opt, given_options = cifar.parser.parse(argv)
         opt.save = str(folder / 'none')
-        cifar.find_checkpoint(opt, given_options)
-        cifar.complete(opt)
-        resnet.wrn(opt.depth, min(opt.width, 2), 10) if opt.depth < 100 else None
+        utils.find_checkpoint(
+            opt, given_options, cifar.parser, lambda opt: cifar.complete(opt).save
+        )
+        done = cifar.complete(opt)
+        done.save = ''
+        assert len(cifar.complete(done).save) < 210
     except utils.UserError:
         pass
+
+
+def test_the_names_of_runs_tell_them_apart():
+    def name(*options):
+        return cifar.complete(cifar.parser.parse_args(options)).save
+
+    at = ['--teacher_id', 'resnet_16_2_teacher', '--beta', '1e+3']
+    assert name(*at) == 'logs/CIFAR10_wrn-16-1_resnet_16_2_teacher_beta1000_seed0'
+    names = [
+        name(),
+        name('--seed', '1'),
+        name('--width', '1.25'),
+        name('--width', '1.5'),
+        name('--epochs', '100'),
+        name('--epochs', '100', '--epoch_step', '[9]'),
+        name('--dtype', 'bfloat16'),
+        name('--dataset', 'folder', '--dataroot', 'a'),
+        name('--dataset', 'folder', '--dataroot', 'b'),
+        name('--teacher_id', 'a/teacher'),
+        name('--teacher_id', 'b/teacher'),
+        name('--teacher_id', 't_wrn-16-1.25_seed0'),
+        name('--teacher_id', 't_wrn-16-1.5_seed0'),
+        name('--teacher_id', 't' * 250),
+        name('--teacher_id', 't' * 251),
+    ]
+    assert len(set(names)) == len(names) and max(map(len, names)) < 210
+    assert name('--compile', '--nthread', '1') == name(), 'what does not matter is not in it'
 
 
 def test_the_published_commands_parse():

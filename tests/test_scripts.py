@@ -124,7 +124,7 @@ def test_plot_refuses_in_one_line(tmp_path, capsys):
     (tmp_path / 'empty' / 'log.txt').touch()
     (tmp_path / 'other.txt').write_text('json_stats: {"loss": 1}\n')
     save = ['--save', tmp_path / 'x.png']
-    assert 'no such file' in refused(plot.main, [tmp_path / 'missing', *save], capsys)
+    assert 'No such file' in refused(plot.main, [tmp_path / 'missing', *save], capsys)
     assert 'no whole' in refused(plot.main, [tmp_path / 'empty', *save], capsys)
     assert 'test_acc' in refused(plot.main, [tmp_path / 'other.txt', *save], capsys)
     assert '.svg' in refused(plot.main, [run, '--save', tmp_path / 'x.gif'], capsys)
@@ -244,7 +244,7 @@ def test_quickstart_trains_tells_and_skips_what_is_done(tmp_path):
     options = {'DATAROOT': 'set', 'SAVE': 'runs', 'SEED': '1', 'EPOCHS': '1'}
     done = quickstart(tmp_path, 'cifar10', **options)
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / 'runs' / 'cifar10' / 'seed1'
+    folder = tmp_path / 'runs' / 'cifar10' / 'seed1' / 'epochs1'
     for row in 'teacher WRN-16-2', 'student WRN-16-1', 'student + AT':
         assert f'| {row}' in done.stdout
     for name in 'curves.png', 'attention.png':
