@@ -118,6 +118,20 @@ def test_names_of_runs_are_where_their_folders_differ():
     assert plot.names_of([Path('/x/logs/teacher/log.txt')]) == ['teacher']
 
 
+def test_plot_takes_any_label_and_logs_in_one_folder(tmp_path):
+    log = make_run(tmp_path / 'run') / 'log.txt'
+    logs = [tmp_path / name for name in ('_hidden.txt', 'a$^$b.txt')]
+    for other in logs:
+        other.write_bytes(log.read_bytes())
+    logs.append(log)
+    names = plot.names_of(logs)
+    assert names == ['_hidden', 'a$^$b', 'run']
+    figure = plot.draw({name: plot.read_run(log) for name, log in zip(names, logs)})
+    figure.savefig(tmp_path / 'x.svg')
+    legend = [t.get_text().replace('\\', '') for t in figure.axes[0].get_legend().get_texts()]
+    assert [text.split(':')[0] for text in legend] == names
+
+
 def test_plot_refuses_in_one_line(tmp_path, capsys):
     run = make_run(tmp_path / 'run')
     (tmp_path / 'empty').mkdir()
@@ -204,6 +218,28 @@ def test_attention_on_a_folder_set(nets, tmp_path):
     picture(tmp_path / 'maps.png')
 
 
+def test_an_answer_is_right_or_wrong_only_where_the_class_is_known(nets, tmp_path):
+    assert attention.verdict('cat.jpg', 'cat', []) == 'black'
+    assert attention.verdict('cat', 'cat', ['cat', 'dog']) != attention.verdict(
+        'cat', 'dog', ['cat', 'dog']
+    )
+    image = tmp_path / 'a$^$.png'
+    cv2.imwrite(str(image), np.zeros((20, 20, 3), np.uint8))
+    attention.main(
+        [
+            '--weights',
+            str(nets[0]),
+            '--labels',
+            'n$_',
+            '--images',
+            str(image),
+            '--save',
+            str(tmp_path / 'm.png'),
+        ]
+    )
+    picture(tmp_path / 'm.png')
+
+
 def test_attention_refuses_in_one_line(nets, tmp_path, capsys):
     (tmp_path / 'bad.jpg').write_bytes(b'\xff\xd8 no image')
     (tmp_path / 'none').mkdir()
@@ -258,13 +294,71 @@ def test_quickstart_trains_tells_and_skips_what_is_done(tmp_path):
     assert models == {f: f.stat().st_mtime_ns for f in folder.glob('*/*')}
 
 
-def test_quickstart_refuses_in_one_line(tmp_path):
-    for wrong in (
-        quickstart(tmp_path, 'cifar11'),
-        quickstart(tmp_path, VENV=str(tmp_path)),
-        quickstart(tmp_path, VENV='', PYTHON='no-such-python')
-        if not (ROOT / '.venv').exists()
-        else quickstart(tmp_path, 'x'),
+FAKE_PYTHON = """#!/bin/bash
+# Stands for .venv/bin/python: cv2 is there only after the headless package was put in by force.
+echo "$*" >> calls
+case "$*" in
+  *'import cv2'*) [ -f headless ] ;;
+  *'uninstall'*) rm -f headless ;;
+  *'--force-reinstall --no-deps opencv-python-headless'*) touch headless ;;
+esac
+"""
+
+
+def test_setup_puts_the_headless_opencv_where_the_other_cannot_be_imported(tmp_path):
+    (tmp_path / 'scripts').mkdir()
+    (tmp_path / '.venv/bin').mkdir(parents=True)
+    (tmp_path / 'scripts/setup.sh').write_text((ROOT / 'scripts/setup.sh').read_text())
+    (tmp_path / '.venv/bin/python').write_text(FAKE_PYTHON)
+    (tmp_path / '.venv/bin/python').chmod(0o755)
+
+    def setup(requirements):
+        (tmp_path / 'requirements.txt').write_text(requirements)
+        (tmp_path / 'calls').write_text('')
+        environment = {k: v for k, v in os.environ.items() if k not in ('VENV', 'PYTHON')}
+        done = subprocess.run(
+            ['bash', '-c', '. scripts/setup.sh; echo "with $VENV_PYTHON"'],
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and done.stdout.endswith('with .venv/bin/python\n'), done.stderr
+        return done.stdout, (tmp_path / 'calls').read_text()
+
+    said, calls = setup('one')
+    assert 'libGL' in said and calls.index('uninstall') < calls.index('opencv-python-headless')
+    assert 'pip install' not in setup('one')[1], 'nothing has changed'
+    # Later the requirements change, and pip puts opencv-python over the headless files.
+    (tmp_path / 'headless').unlink()
+    assert 'opencv-python-headless' in setup('two')[1]
+
+
+def test_setup_says_why_it_cannot_install(tmp_path):
+    (tmp_path / 'scripts').mkdir()
+    (tmp_path / 'scripts/setup.sh').write_text((ROOT / 'scripts/setup.sh').read_text())
+    (tmp_path / 'requirements.txt').touch()
+    old = tmp_path / 'old-python'
+    old.write_text('#!/bin/bash\n[ "$1" = -V ] && echo Python 3.9.1\nexit 1\n')
+    old.chmod(0o755)
+    for python, reason in (
+        ('no-such-python', 'there is no no-such-python'),
+        ('./old-python', '3.10'),
     ):
+        environment = {k: v for k, v in os.environ.items() if k != 'VENV'} | {'PYTHON': python}
+        done = subprocess.run(
+            ['bash', '-c', '. scripts/setup.sh'],
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2 and reason in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_quickstart_refuses_in_one_line(tmp_path):
+    for wrong in quickstart(tmp_path, 'cifar11'), quickstart(tmp_path, VENV=str(tmp_path)):
         assert wrong.returncode == 2 and wrong.stderr.startswith('quickstart.sh: error: ')
         assert wrong.stderr.count('\n') == 1
