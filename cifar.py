@@ -134,7 +134,12 @@ def load_teacher(opt):
         raise UserError(
             f'--teacher_id {opt.teacher_id}: there is no logs/{opt.teacher_id}, and no such folder or file'
         )
-    return resnet.load_net(found[0])
+    f, params, records = resnet.load_net(found[0])
+    if resnet.layout(params) != 'wrn':
+        raise UserError(
+            f'--teacher_id {opt.teacher_id}: is no Wide ResNet; nets for photographs teach in imagenet.py'
+        )
+    return f, params, records
 
 
 def check_classes(option, params, records, classes):
@@ -343,7 +348,7 @@ def prepare(opt, device, checkpoint):
     if opt.alpha:
         check_classes(f'--teacher_id {opt.teacher_id} with --alpha', params_t, records, classes)
     # A student of its teacher's shape would draw that teacher's own initial values from the same seed.
-    twin = bool(params_t) and resnet.wrn_shape(params_t)[:2] == (opt.depth, opt.width)
+    twin = bool(params_t) and resnet.net_shape(params_t)[:2] == (opt.depth, opt.width)
     torch.manual_seed(
         data.seed_of(
             opt.seed, 'initial values', opt.depth, opt.width, twin and utils.crc(params_t.values())

@@ -16,7 +16,7 @@ runs the net that the names spell:
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -130,14 +130,309 @@ def wrn_function(n: int) -> Callable:
     return f
 
 
+# ---------------------------------------------------------------- ImageNet: ResNet, post-activation
+
+
+# Blocks of the four groups, and whether they are bottlenecks.
+RESNETS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+
+
+def resnet(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
+    """ResNet for photographs: He et al. 2015 as fb.resnet.torch has it, with batch norm on the shortcut's convolution too, and the
+    stride of a bottleneck in its 3x3. Depths 18 and 34 have basic blocks, 50, 101 and 152 bottlenecks.
+
+    Four groups with 64, 128, 256 and 512 times `width` channels at 1/4 to 1/32 of the image's size; in a bottleneck these are
+    the channels of the 3x3 alone (width 2 and depth 50: WRN-50-2), and 4 times the unwidened number leave it. `groups` are the
+    four outputs, after the last ReLU. Initial values: Kaiming-normal convolutions and fc.weight, batch-norm weights 1.
+
+    Raises UserError where depth is not one of these, or width or num_classes leave no channels.
+    """
+    check_resnet(depth, width)
+    if num_classes < 1:
+        raise UserError(f'num_classes {num_classes}: must be at least 1')
+    blocks, bottleneck = RESNETS[depth]
+
+    def bn(n):
+        return bnparams(n) | {'weight': torch.ones(n)}
+
+    def block_params(ni, inner, no, first):
+        sizes = (
+            [(ni, inner, 1), (inner, inner, 3), (inner, no, 1)]
+            if bottleneck
+            else [(ni, no, 3), (no, no, 3)]
+        )
+        params = {}
+        for i, size in enumerate(sizes):
+            params |= {f'conv{i}': conv_params(*size), f'bn{i}': bn(size[1])}
+        if first and ni != no:
+            params |= {'convdim': conv_params(ni, no, 1), 'bndim': bn(no)}
+        return params
+
+    nested, ni = {'conv0': conv_params(3, 64, 7), 'bn0': bn(64)}, 64
+    for g, n in enumerate(blocks):
+        inner = int(64 * 2**g * width)
+        no = 256 * 2**g if bottleneck else inner
+        nested[f'group{g}'] = {
+            f'block{i}': block_params(no if i else ni, inner, no, i == 0) for i in range(n)
+        }
+        ni = no
+    params = flatten(nested | {'fc': linear_params(ni, num_classes)})
+    set_requires_grad_except_bn_(params)
+    return resnet_function(blocks), params
+
+
+def check_resnet(depth, width) -> None:
+    """Raises UserError where there is no resnet of this depth and width."""
+    if depth not in RESNETS:
+        raise UserError(
+            f'depth {depth}: a ResNet for photographs has depth {", ".join(map(str, RESNETS))}'
+        )
+    if not 1 / 64 <= width <= 16:
+        raise UserError(f'width {width}: must be 1/64, which leaves a group one channel, to 16')
+
+
+def resnet_function(blocks: Sequence[int]) -> Callable:
+    """The `f` of every resnet with so many blocks in its groups; the names tell which blocks are bottlenecks."""
+
+    def conv_bn(x, params, conv, bn, training, stride=1):
+        padding = params[conv].shape[2] // 2
+        return batch_norm(conv2d(x, params[conv], stride, padding), params, bn, training)
+
+    def block(x, params, base, training, stride):
+        bottleneck = f'{base}.conv2' in params
+        o = F.relu(
+            conv_bn(
+                x, params, f'{base}.conv0', f'{base}.bn0', training, 1 if bottleneck else stride
+            )
+        )
+        o = conv_bn(
+            o, params, f'{base}.conv1', f'{base}.bn1', training, stride if bottleneck else 1
+        )
+        if bottleneck:
+            o = conv_bn(F.relu(o), params, f'{base}.conv2', f'{base}.bn2', training)
+        if f'{base}.convdim' in params:
+            x = conv_bn(x, params, f'{base}.convdim', f'{base}.bndim', training, stride)
+        return F.relu(o + x)
+
+    def f(x, params, training, base=''):
+        x = F.relu(conv_bn(x, params, f'{base}conv0', f'{base}bn0', training, 2))
+        groups = four_groups(block, F.max_pool2d(x, 3, 2, 1), params, base, training, blocks)
+        return classify(groups[-1], params, base), groups
+
+    return f
+
+
+def four_groups(block, x, params, base, training, blocks):
+    """The outputs of the four groups; the first block of all but group0 halves the size."""
+    groups = []
+    for g, n in enumerate(blocks):
+        for i in range(n):
+            x = block(x, params, f'{base}group{g}.block{i}', training, 2 if g and not i else 1)
+        groups.append(x)
+    return tuple(groups)
+
+
+# ---------------------------------------------------------------- ImageNet: the layouts of the released weights
+
+
+def conv2d_bias(x, params, base, stride=1, padding=0):
+    """Convolution `base` of a release: `base`.weight and .bias, or the bare name alone."""
+    weight = params[f'{base}.weight'] if f'{base}.weight' in params else params[base]
+    bias = params[f'{base}.bias'].to(x.dtype) if f'{base}.bias' in params else None
+    return F.conv2d(x, weight.to(x.dtype), bias, stride, padding)
+
+
+def folded_resnet(params: dict) -> Callable:
+    """The `f` of a resnet whose batch norms are folded into its convolutions, as ResNet-18, ResNet-34 and WRN-50-2 were released.
+
+    Topology is read from the names in `params`: a block with conv2 is a bottleneck; the shortcut is conv_dim, with its bias, where
+    it exists. `training` changes nothing. `groups` are the four outputs, after the last ReLU."""
+    blocks = count_blocks(params)
+
+    def block(x, params, base, training, stride):
+        bottleneck = f'{base}.conv2.weight' in params
+        if bottleneck:
+            o = F.relu(conv2d_bias(x, params, f'{base}.conv0'))
+            o = F.relu(conv2d_bias(o, params, f'{base}.conv1', stride, 1))
+            o = conv2d_bias(o, params, f'{base}.conv2')
+        else:
+            o = F.relu(conv2d_bias(x, params, f'{base}.conv0', stride, 1))
+            o = conv2d_bias(o, params, f'{base}.conv1', 1, 1)
+        if f'{base}.conv_dim.weight' in params:
+            x = conv2d_bias(x, params, f'{base}.conv_dim', stride)
+        return F.relu(o + x)
+
+    def f(x, params, training, base=''):
+        x = F.max_pool2d(F.relu(conv2d_bias(x, params, f'{base}conv0', 2, 3)), 3, 2, 1)
+        groups = four_groups(block, x, params, base, training, blocks)
+        return classify(groups[-1], params, base), groups
+
+    return f
+
+
+def affine_resnet(params: dict) -> Callable:
+    """The `f` of a pre-activation resnet whose batch norms became x -> a x + b, as ResNet-18-AT was released.
+
+    Topology is read from the names in `params`. `training` changes nothing. `groups` are the four sums, before the next ReLU."""
+    blocks = count_blocks(params)
+
+    def affine_relu(x, params, base):
+        a, b = (params[f'{base}.{k}'].to(x.dtype).view(1, -1, 1, 1) for k in 'ab')
+        return F.relu(x * a + b)
+
+    def block(x, params, base, training, stride):
+        o = affine_relu(x, params, f'{base}.affine0') if f'{base}.affine0.a' in params else x
+        y = affine_relu(
+            conv2d_bias(o, params, f'{base}.conv0', stride, 1), params, f'{base}.affine1'
+        )
+        z = conv2d_bias(y, params, f'{base}.conv1', 1, 1)
+        if f'{base}.conv_dim' in params or f'{base}.conv_dim.weight' in params:
+            x = conv2d_bias(o, params, f'{base}.conv_dim', stride)
+        return z + x
+
+    def f(x, params, training, base=''):
+        x = affine_relu(conv2d_bias(x, params, f'{base}conv0', 2, 3), params, f'{base}affine0')
+        groups = four_groups(block, F.max_pool2d(x, 3, 2, 1), params, base, training, blocks)
+        o = affine_relu(groups[-1], params, f'{base}affine_last')
+        return classify(o, params, base), groups
+
+    return f
+
+
+# ---------------------------------------------------------------- topology from names
+
+
+BN = r'(weight|bias|running_mean|running_var)'
+# For each layout the names that it may have.
+LAYOUTS = {
+    'wrn': rf'conv0|group[0-2]\.block\d+\.(conv[01]|convdim|bn[01]\.{BN})|bn\.{BN}|fc\.(weight|bias)',
+    'resnet': rf'conv0|bn0\.{BN}|group[0-3]\.block\d+\.(conv[0-2]|convdim|bn[0-2]\.{BN}|bndim\.{BN})|fc\.(weight|bias)',
+    'folded': r'(conv0|group[0-3]\.block\d+\.(conv[0-2]|conv_dim)|fc)\.(weight|bias)',
+    'affine': r'(conv0|group[0-3]\.block\d+\.(conv[01]|conv_dim))(\.weight|\.bias)?|((group[0-3]\.block\d+\.)?affine[01]|affine_last)\.[ab]'
+    r'|fc\.(weight|bias)',
+}
+# The name that no other layout has.
+MARKS = {
+    'affine': 'affine_last.a',
+    'wrn': 'bn.weight',
+    'resnet': 'bn0.weight',
+    'folded': 'conv0.weight',
+}
+
+
+def layout(params: dict) -> str:
+    """'wrn', 'resnet', 'folded' or 'affine': the layout that the names tell. Raises UserError with those not understood."""
+    found = next((name for name, mark in MARKS.items() if mark in params), None)
+    if found is None:
+        names = ', '.join(sorted(params)[:4])
+        raise UserError(f'not the parameters of a net of a known layout ({names}, …)')
+    odd = [name for name in params if not re.fullmatch(LAYOUTS[found], name)]
+    if odd:
+        raise UserError(
+            f'looks like the layout {found}, but {len(odd)} names are not understood ({", ".join(odd[:4])})'
+        )
+    missing = [name for name in ('fc.weight', 'fc.bias') if name not in params]
+    if missing:
+        raise UserError(f'looks like the layout {found}, but {", ".join(missing)} is missing')
+    return found
+
+
+def count_blocks(params: dict) -> list[int]:
+    """Blocks of each group. Raises UserError where a group is missing, or a block of it."""
+    numbers = {}
+    for name in params:
+        if found := re.match(r'group(\d)\.block(\d+)\.', name):
+            numbers.setdefault(int(found[1]), set()).add(int(found[2]))
+    if not numbers:
+        raise UserError('has no groups of blocks')
+    counts = [len(numbers.get(g, ())) for g in range(max(numbers) + 1)]
+    for g, n in enumerate(counts):
+        if numbers.get(g) != set(range(n)) or n == 0:
+            raise UserError(f'group{g} lacks blocks: it has {sorted(numbers.get(g, ()))}')
+    return counts
+
+
+def net_shape(params: dict) -> tuple[int, float, int]:
+    """(depth, width, num_classes) of the net whose parameters these are, of any layout. Raises UserError where they are of none."""
+    kind, counts = layout(params), count_blocks(params)
+
+    def channels(name):
+        weight = next((params[n] for n in (name, f'{name}.weight') if n in params), None)
+        if weight is None or weight.dim() != 4:
+            raise UserError(f'{name} is missing, or is no convolution')
+        return weight.shape[0]
+
+    if params['fc.bias'].dim() != 1:
+        raise UserError('fc.bias has not one dimension')
+    num_classes = len(params['fc.bias'])
+    if kind == 'wrn':
+        if len(counts) != 3:
+            raise UserError(f'a Wide ResNet has 3 groups, not {len(counts)}')
+        return 6 * counts[0] + 4, channels('group2.block0.conv0') / 64, num_classes
+    bottleneck = any(re.fullmatch(r'group0\.block0\.conv2(\.weight)?', name) for name in params)
+    depth = next((d for d, what in RESNETS.items() if what == (tuple(counts), bottleneck)), None)
+    if depth is None:
+        known = '; '.join(
+            f'{d}: {", ".join(map(str, n))}' for d, (n, b) in RESNETS.items() if b == bottleneck
+        )
+        raise UserError(
+            f'its groups have {", ".join(map(str, counts))} blocks, but a ResNet of depth {known}'
+        )
+    return depth, channels('group3.block0.conv0') / 512, num_classes
+
+
+def from_params(params: dict) -> Callable:
+    """The function of the net whose parameters these are, its layout and topology read from their names: a wrn, a resnet, or a
+    release (folded, affine). Raises UserError with the names that were not understood."""
+    kind = layout(params)
+    makers = {'folded': folded_resnet, 'affine': affine_resnet}
+    if kind in makers:
+        return makers[kind](params)
+    counts = count_blocks(params)
+    return wrn_function(counts[0]) if kind == 'wrn' else resnet_function(counts)
+
+
 # ---------------------------------------------------------------- nets from files
 
 
-def load_net(source) -> tuple[Callable, dict, list]:
-    """(f, params, records) of a weights file, whose names tell the net, or of a run folder, whose log does (`records`, its
-    lines; [] of a file). Folders of the published code (log.txt and model.pt7) are run folders too.
+def check_net(params: dict, source) -> tuple[Callable, dict]:
+    """(f, params) of a net of any layout, its parameters in float32. Raises UserError, naming `source`, where one is missing, not
+    understood, of another shape, or not finite."""
+    try:
+        kind, (depth, width, num_classes) = layout(params), net_shape(params)
+        f = from_params(params)
+        # On the device meta nothing is allocated for what may turn out not to fit.
+        if kind in ('wrn', 'resnet'):
+            with torch.device('meta'):
+                expected = {'wrn': wrn, 'resnet': resnet}[kind](depth, width, num_classes)[1]
+        else:
+            expected = {k: torch.empty(v.shape, device='meta') for k, v in params.items()}
+            try:
+                logits, _ = f(torch.empty(1, 3, 64, 64, device='meta'), expected, False)
+            except KeyError as e:
+                raise UserError(f'{e.args[0]} is missing') from e
+            except (RuntimeError, ValueError) as e:
+                raise UserError(
+                    f'its shapes do not fit each other ({str(e).splitlines()[0][:150]})'
+                ) from e
+            if logits.shape != (1, num_classes):
+                raise UserError(f'fc.weight has shape {tuple(params["fc.weight"].shape)}')
+    except UserError as e:
+        raise UserError(f'{source}: {e}') from e
+    return f, check_params(params, expected, source)
 
-    Raises UserError that names the file where it is damaged, or not such a net's."""
+
+def load_net(source) -> tuple[Callable, dict, list]:
+    """(f, params, records) of a weights file, whose names tell the net, or of a run folder (`records`: the lines of its log; [] of a
+    file). Folders of the published code (log.txt and model.pt7) are run folders too.
+
+    Raises UserError that names the file where it is damaged, or its names tell another net than the log."""
     source, records = Path(source), []
     weights = source
     if os.path.isdir(source):
@@ -145,58 +440,13 @@ def load_net(source) -> tuple[Callable, dict, list]:
         weights = source / ('model.hkl' if os.path.exists(source / 'model.hkl') else 'model.pt7')
         if not os.path.exists(weights):
             raise UserError(f'{source}: has neither model.hkl nor model.pt7')
-    params = load_params(weights)
-    try:
-        depth, width, num_classes = wrn_shape(params)
-        if records:
-            depth, width = records[0].get('depth'), records[0].get('width')
-            if not all(type(v) in (int, float) for v in (depth, width)):
-                raise UserError(
-                    f'the first line of {source / "log.txt"} does not tell depth and width'
-                )
-        # No memory for what may turn out not to fit.
-        with torch.device('meta'):
-            f, expected = wrn(depth, width, num_classes)
-    except UserError as e:
-        raise UserError(f'{weights}: {e}') from e
-    return f, check_params(params, expected, weights), records
-
-
-def wrn_shape(params: dict) -> tuple[int, float, int]:
-    """(depth, width, num_classes) of the wrn whose parameters these are. Raises UserError where they are not a wrn's."""
-    block = r'group[0-2]\.block\d+\.(conv0|conv1|convdim|bn[01]\.(weight|bias|running_mean|running_var))'
-    known = re.compile(
-        rf'conv0|{block}|bn\.(weight|bias|running_mean|running_var)|fc\.(weight|bias)'
-    )
-    needed = {
-        'conv0': 4,
-        'group0.block0.conv0': 4,
-        'group2.block0.conv0': 4,
-        'bn.weight': 1,
-        'fc.weight': 2,
-        'fc.bias': 1,
-    }
-    missing = [
-        name for name, dim in needed.items() if name not in params or params[name].dim() != dim
-    ]
-    odd = [name for name in params if not known.fullmatch(name)]
-    if missing or odd:
-        raise UserError(
-            'not the parameters of a Wide ResNet: '
-            + '; '.join(
-                f'{", ".join(names[:3])} {what}'
-                for names, what in ((missing, 'missing'), (odd, 'not understood'))
-                if names
+    f, params = check_net(load_params(weights), weights)
+    if records:
+        logged, shape = [records[0].get(k) for k in ('depth', 'width')], list(net_shape(params)[:2])
+        if not all(type(v) in (int, float) for v in logged):
+            raise UserError(f'{source / "log.txt"}: its first line does not tell depth and width')
+        if logged[0] != shape[0] or abs(logged[1] - shape[1]) > 1 / 16:
+            raise UserError(
+                f'{weights}: has depth {shape[0]} and width {shape[1]:g}, but its log.txt says {logged[0]} and {logged[1]:g}'
             )
-        )
-    n = len({name.split('.')[1] for name in params if name.startswith('group0.')})
-    return 6 * n + 4, params['group2.block0.conv0'].shape[0] / 64, params['fc.weight'].shape[0]
-
-
-def from_params(params: dict) -> Callable:
-    """The function of the net whose parameters these are, its topology read from their names.
-
-    Raises UserError with the names that were not understood.
-    """
-    depth, _, _ = wrn_shape(params)
-    return wrn_function((depth - 4) // 6)
+    return f, params, records

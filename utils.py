@@ -272,7 +272,7 @@ def save_params(path, params: dict) -> None:
 def load_params(path) -> dict:
     """{name: CPU tensor, dtype as stored} of a weights file: .hkl of hickle 2 to 5, .pth, .pt7, .safetensors.
 
-    A file that holds a net's parameters among other things ('params', 'state_dict') gives those; of a student and its teacher in
+    torchvision's and timm's ResNets get our names. A file that holds a net's parameters among other things ('params', 'state_dict') gives those; of a student and its teacher in
     one dict, the student's. Nothing in a file is ever run: whatever is not an array of numbers is refused by name.
     Raises UserError with the file and what was wrong with it.
     """
@@ -291,7 +291,7 @@ def load_params(path) -> dict:
     except OSError as e:
         raise UserError(f'{path}: {e.strerror}') from e
     params = readers[path.suffix](path)
-    for key in 'params', 'state_dict':
+    for key in 'params', 'state_dict', 'model':
         if isinstance(params, dict) and isinstance(params.get(key), dict):
             params = params[key]
     if not isinstance(params, dict) or not params:
@@ -308,7 +308,41 @@ def load_params(path) -> dict:
         params = {
             k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')
         }
-    return {k: v.detach() for k, v in params.items()}
+    if all(name.startswith('module.') for name in params):  # of nn.DataParallel
+        params = {k.removeprefix('module.'): v for k, v in params.items()}
+    return from_torchvision({k: v.detach() for k, v in params.items()})
+
+
+def from_torchvision(params: dict) -> dict:
+    """The names of torchvision's and timm's ResNets as those of resnet.resnet: layer1.0.conv1.weight becomes group0.block0.conv0.
+    num_batches_tracked is left out, as nothing uses it. Other dicts are returned as they are."""
+    if 'layer1.0.conv1.weight' not in params:
+        return params
+
+    def ours(name):
+        name = re.sub(r'^layer(\d)\.(\d+)', lambda m: f'group{int(m[1]) - 1}.block{m[2]}', name)
+        name = re.sub(r'downsample\.0\.weight$', 'convdim', name).replace('downsample.1', 'bndim')
+        name = re.sub(r'conv(\d)\.weight$', lambda m: f'conv{int(m[1]) - 1}', name)
+        return re.sub(r'\bbn(\d)\.', lambda m: f'bn{int(m[1]) - 1}.', name)
+
+    return {ours(k): v for k, v in params.items() if not k.endswith('num_batches_tracked')}
+
+
+def to_torchvision(params: dict) -> dict:
+    """The inverse of from_torchvision for the parameters of resnet.resnet; each batch norm gets a num_batches_tracked of 0."""
+
+    def theirs(name):
+        name = re.sub(r'\bbn(\d)\.', lambda m: f'bn{int(m[1]) + 1}.', name)
+        name = re.sub(r'\bconv(\d)$', lambda m: f'conv{int(m[1]) + 1}.weight', name)
+        name = name.replace('convdim', 'downsample.0.weight').replace('bndim', 'downsample.1')
+        return re.sub(r'^group(\d)\.block(\d+)', lambda m: f'layer{int(m[1]) + 1}.{m[2]}', name)
+
+    renamed = {}
+    for name, value in params.items():
+        renamed[theirs(name)] = value
+        if name.endswith('running_var'):
+            renamed[theirs(name).replace('running_var', 'num_batches_tracked')] = torch.tensor(0)
+    return renamed
 
 
 @contextlib.contextmanager

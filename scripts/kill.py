@@ -55,29 +55,17 @@ def train(*arguments):
 
 def kill_and_compare(folder, opt):
     train(folder, 'teacher', 1)
-    began = time.time()
-    train(folder, 'warm_up', 1, opt.options)
-    start = (
-        time.time() - began
-    )  # a kill falls into the start, or into one of the first epochs after it
-    train(folder, 'whole', opt.epochs, opt.options)
+    start = timed(train, folder, 'warm_up', 1, opt.options)
+    epoch = timed(train, folder, 'whole', opt.epochs, opt.options) / opt.epochs
     rng, kills, runs = random.Random(opt.seed), 0, 0
     while kills < opt.kills:
-        runs += 1
-        done_at = []  # the epochs that were done at each kill
-        while (
-            status := run_for(
-                rng.uniform(0.3, 1.6) * start, command(folder, 'killed', opt.epochs, opt.options)
-            )
-        ) is None:
+        done_at, runs = [], runs + 1  # the epochs that were done at each kill
+        words = command(folder, 'killed', opt.epochs, opt.options)
+        while kills < opt.kills and kill_once(words, rng, start, epoch):
             log = folder / 'killed' / 'log.txt'
             done_at.append(len(log.read_text().splitlines()) if log.exists() else 0)
             kills += 1
-            if kills == opt.kills:
-                train(folder, 'killed', opt.epochs, opt.options)
-                break
-        if status:
-            raise UserError(f'a resumed run failed by itself, status {status}', status=1)
+        train(folder, 'killed', opt.epochs, opt.options)
         compare(folder / 'whole', folder / 'killed')
         print(
             f'run {runs}: killed {len(done_at)} times, after epochs {done_at}: the same bits',
@@ -87,15 +75,26 @@ def kill_and_compare(folder, opt):
     print(f'{kills} kills in {runs} runs of {opt.epochs} epochs, none lost')
 
 
-def run_for(seconds, words):
-    """Runs a command and kills it after so long: its exit status, None where it was killed."""
-    run = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-    try:
-        return run.wait(seconds)
-    except subprocess.TimeoutExpired:
-        run.kill()
-        run.wait()
-        return None
+def timed(f, *arguments):
+    began = time.time()
+    f(*arguments)
+    return time.time() - began
+
+
+def kill_once(words, rng, start, epoch):
+    """Runs a command and kills it in its start, or in one of the epochs after the first few lines that it prints. False where it
+    had ended by itself."""
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    wanted, seen = rng.randrange(5), 0
+    while seen < wanted and (line := run.stdout.readline()):
+        seen += line.startswith('epoch ')
+    time.sleep(rng.uniform(0, 2 * epoch if wanted else start))
+    ended = run.poll() is not None
+    run.kill()
+    status = run.wait()
+    if ended and status:
+        raise UserError(f'a resumed run failed by itself, status {status}', status=1)
+    return not ended
 
 
 def compare(whole, killed):

@@ -1,10 +1,14 @@
-"""resnet.py against an independent torch.nn.Module, written from the paper's description of the net."""
+"""resnet.py against independent nets: of the CIFAR nets a torch.nn.Module written from the paper's description, of the ImageNet nets
+torchvision's models, weight for weight, and their batch norms folded by hand."""
 
 import math
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 import resnet
@@ -371,7 +375,7 @@ def test_memory_layout_does_not_change_the_function():
 )
 def test_the_net_is_read_from_its_parameters_names(depth, width, num_classes):
     f, params = resnet.wrn(depth, width, num_classes)
-    found = resnet.wrn_shape(params)
+    found = resnet.net_shape(params)
     assert found[0] == depth and found[2] == num_classes
     _, again = resnet.wrn(*found)
     # int(64 width) / 64 is a width of the same last group; the shapes decide
@@ -389,7 +393,7 @@ def test_names_of_another_net_are_reported():
             {'layer1.0.conv1.weight': torch.zeros(1), 'conv1.weight': torch.zeros(1)}
         )
     with pytest.raises(UserError):
-        resnet.wrn_shape({})
+        resnet.net_shape({})
 
 
 def test_unknown_names_beside_a_whole_wrn_are_reported():
@@ -398,8 +402,326 @@ def test_unknown_names_beside_a_whole_wrn_are_reported():
         resnet.from_params(params | {'group0.block0.se': torch.zeros(3)})
 
 
-@pytest.mark.parametrize('name', ['group2.block0.conv0', 'fc.weight'])
+@pytest.mark.parametrize('name', ['group2.block0.conv0', 'fc.bias'])
 def test_a_tensor_without_dimensions_is_no_crash(name):
     _, params = resnet.wrn(10, 1, 3)
     with pytest.raises(UserError):
-        resnet.wrn_shape(params | {name: torch.tensor(1.0)})
+        resnet.net_shape(params | {name: torch.tensor(1.0)})
+
+
+# ---------------------------------------------------------------- ImageNet: ResNet
+
+
+MODELS = {18: 'resnet18', 34: 'resnet34', 50: 'resnet50', 101: 'resnet101'}
+
+
+def torchvision_net(depth, width=1, num_classes=7):
+    """(torchvision's model with random statistics, its parameters under our names)."""
+    torch.manual_seed(depth)
+    name = 'wide_resnet50_2' if width == 2 else MODELS[depth]
+    net = getattr(torchvision.models, name)(num_classes=num_classes)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1), nn.init.normal_(module.bias, 0, 0.1)
+            module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 1.5)
+    state = {k: v.detach().clone() for k, v in net.state_dict().items()}
+    return net, utils.from_torchvision(state)
+
+
+def their_groups(net, x):
+    groups = []
+    x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+    for layer in net.layer1, net.layer2, net.layer3, net.layer4:
+        x = layer(x)
+        groups.append(x)
+    return net.fc(x.mean((2, 3))), groups
+
+
+@pytest.mark.parametrize(
+    'depth, width, prefix', [(18, 1, ''), (34, 1, 'student.'), (50, 1, ''), (50, 2, 'student.')]
+)
+@pytest.mark.parametrize('training', [True, False])
+def test_resnet_is_torchvisions(depth, width, prefix, training):
+    net, params = torchvision_net(depth, width)
+    net.double().train(training)
+    f, ours = resnet.resnet(depth, width, 7)
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in params.items()}
+    params = {prefix + k: v.double() for k, v in params.items()}
+    utils.set_requires_grad_except_bn_(params)
+    x = torch.randn(2, 3, 40, 33, dtype=torch.double)
+    logits, groups = f(x, params, training, prefix)
+    expected, expected_groups = their_groups(net, x)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-8)
+    assert len(groups) == 4
+    for g, e in zip(groups, expected_groups):
+        torch.testing.assert_close(g, e, rtol=1e-5, atol=1e-8)
+    weights = [torch.randn_like(v) for v in (logits, *groups)]
+    for outputs in (logits, *groups), (expected, *expected_groups):
+        sum((o * w).sum() for o, w in zip(outputs, weights)).backward()
+    state = net.state_dict(keep_vars=True)
+    names = utils.from_torchvision({k: k for k in state})
+    for ours, theirs in names.items():
+        p, q = params[prefix + ours], state[theirs]
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-8)  # running statistics as well
+        if q.requires_grad:
+            torch.testing.assert_close(
+                p.grad, q.grad, rtol=1e-5, atol=1e-6 * float(q.grad.abs().max())
+            )
+        else:
+            assert not p.requires_grad
+
+
+def test_initial_values_are_kaiming_normal_and_batch_norm_starts_at_1():
+    _, params = resnet.resnet(50, 1, 1000)
+    for name, v in params.items():
+        if 'bn' in name:
+            expected = 1.0 if name.endswith(('weight', 'running_var')) else 0.0
+            assert (v == expected).all(), name
+        elif v.dim() > 1:
+            fan_in = v[0].numel()
+            assert float(v.detach().std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.05), name
+
+
+@pytest.mark.parametrize(
+    'depth, width, published',
+    [(18, 1, 11.69e6), (34, 1, 21.80e6), (50, 1, 25.56e6), (152, 1, 60.19e6), (50, 2, 68.88e6)],
+)
+def test_parameter_counts_are_the_published_ones(depth, width, published):
+    with torch.device('meta'):
+        _, params = resnet.resnet(depth, width, 1000)
+    count = sum(v.numel() for k, v in params.items() if not utils.is_statistic(k))
+    assert count == pytest.approx(published, rel=1e-3)
+
+
+@pytest.mark.parametrize('depth, width', [(20, 1), (18, 0), (18, 100), (3, 1)])
+def test_no_such_resnet(depth, width):
+    with pytest.raises(UserError, match='depth|width'):
+        resnet.resnet(depth, width, 10)
+
+
+@pytest.mark.parametrize('depth, width', [(18, 0.5), (34, 1), (50, 0.25), (101, 1), (152, 0.25)])
+def test_a_resnet_is_read_from_its_names(depth, width):
+    f, params = resnet.resnet(depth, width, 5)
+    assert resnet.net_shape(params) == (depth, width, 5)
+    x = torch.randn(1, 3, 40, 40)
+    assert torch.equal(resnet.from_params(params)(x, params, False)[0], f(x, params, False)[0])
+
+
+# ---------------------------------------------------------------- the releases
+
+
+def fold(params):
+    """The layout `folded` of a resnet, by the arithmetic of batch norm in float64."""
+    folded = {}
+    for name in params:
+        kind = name.rsplit('.', 1)[-1]
+        if not kind.startswith('conv'):
+            continue
+        bn = name[: -len(kind)] + kind.replace('conv', 'bn')
+        w, b, m, v = (
+            params[f'{bn}.{k}'].double() for k in ('weight', 'bias', 'running_mean', 'running_var')
+        )
+        scale = w / (v + 1e-5).sqrt()
+        base = name.replace('convdim', 'conv_dim')
+        folded[f'{base}.weight'] = (params[name].double() * scale[:, None, None, None]).float()
+        folded[f'{base}.bias'] = (b - m * scale).float()
+    return folded | {k: params[k] for k in ('fc.weight', 'fc.bias')}
+
+
+@pytest.mark.parametrize('depth, width', [(18, 1), (34, 1), (50, 2)])
+def test_folded_is_the_resnet_in_testing(depth, width):
+    net, params = torchvision_net(depth, width)
+    net.eval()
+    folded = fold(params)
+    f = resnet.folded_resnet(folded)
+    x = torch.randn(2, 3, 64, 64)
+    expected, expected_groups = their_groups(net, x)
+    for prefix in '', 'teacher.':
+        named = {prefix + k: v for k, v in folded.items()}
+        for training in True, False:
+            logits, groups = f(x, named, training, prefix)
+            torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+            for g, e in zip(groups, expected_groups):
+                torch.testing.assert_close(g, e, rtol=1e-3, atol=1e-3)
+    assert resnet.net_shape(folded) == (depth, width, 7)
+    assert torch.equal(resnet.from_params(folded)(x, folded, False)[0], logits)
+
+
+def test_folded_teacher_keeps_shortcut_bias():
+    """The published code dropped it, and its teacher was worse than its release."""
+    _, params = torchvision_net(18)
+    folded = fold(params)
+    f = resnet.folded_resnet(folded)
+    x = torch.randn(1, 3, 64, 64)
+    logits = f(x, folded, False)[0]
+    for name in [k for k in folded if k.endswith('conv_dim.bias')]:
+        changed = folded | {name: folded[name] + 1}
+        assert not torch.allclose(f(x, changed, False)[0], logits, atol=1e-3), name
+
+
+class AffineNet(nn.Module):
+    """ResNet-18-AT as described: pre-activation, group0.block0 without affine0."""
+
+    def __init__(self, widths=(64, 64, 128, 256, 512), num_classes=7):
+        super().__init__()
+        self.p = {'conv0': torch.randn(64, 3, 7, 7) * 0.05}
+
+        def affine(base, n):
+            self.p[f'{base}.a'], self.p[f'{base}.b'] = torch.rand(n) + 0.5, torch.randn(n) * 0.1
+
+        affine('affine0', 64)
+        for g in range(4):
+            for i in range(2):
+                ni, no, base = widths[g + (i > 0)], widths[g + 1], f'group{g}.block{i}'
+                if g or i:
+                    affine(f'{base}.affine0', ni)
+                self.p[f'{base}.conv0'] = torch.randn(no, ni, 3, 3) / (9 * ni) ** 0.5
+                affine(f'{base}.affine1', no)
+                self.p[f'{base}.conv1'] = torch.randn(no, no, 3, 3) / (9 * no) ** 0.5
+                if ni != no:
+                    self.p[f'{base}.conv_dim'] = torch.randn(no, ni, 1, 1) / ni**0.5
+        affine('affine_last', widths[-1])
+        self.p['fc.weight'], self.p['fc.bias'] = (
+            torch.randn(num_classes, widths[-1]),
+            torch.randn(num_classes),
+        )
+
+    def affine(self, x, base):
+        a, b = self.p[f'{base}.a'], self.p[f'{base}.b']
+        return torch.relu(torch.einsum('bchw,c->bchw', x, a) + b[None, :, None, None])
+
+    def forward(self, x):
+        p = self.p
+        x = self.affine(F.conv2d(x, p['conv0'], stride=2, padding=3), 'affine0')
+        x, groups = nn.MaxPool2d(3, 2, 1)(x), []
+        for g in range(4):
+            for i in range(2):
+                base, stride = f'group{g}.block{i}', 2 if g and not i else 1
+                o = x if g == i == 0 else self.affine(x, f'{base}.affine0')
+                z = F.conv2d(o, p[f'{base}.conv0'], stride=stride, padding=1)
+                z = F.conv2d(self.affine(z, f'{base}.affine1'), p[f'{base}.conv1'], padding=1)
+                x = z + (F.conv2d(o, p[f'{base}.conv_dim'], stride=stride) if g and not i else x)
+            groups.append(x)
+        x = self.affine(x, 'affine_last').mean((2, 3))
+        return F.linear(x, p['fc.weight'], p['fc.bias']), groups
+
+
+@pytest.mark.parametrize('prefix', ['', 'teacher.'])
+def test_affine_is_the_description_of_resnet_18_at(prefix):
+    torch.manual_seed(0)
+    net, x = AffineNet(), torch.randn(2, 3, 64, 48)
+    params = {prefix + k: v for k, v in net.p.items()}
+    f = resnet.affine_resnet(net.p)
+    logits, groups = f(x, params, True, prefix)
+    expected, expected_groups = net(x)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-3)
+    for g, e in zip(groups, expected_groups):
+        torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-4)
+    assert resnet.net_shape(net.p) == (18, 1, 7)
+    assert resnet.layout(net.p) == 'affine'
+    # Convolutions named as in the folded layout are understood as well.
+    weighted = {
+        f'{k}.weight' if k.rsplit('.', 1)[-1].startswith('conv') else k: v for k, v in net.p.items()
+    }
+    assert torch.equal(resnet.from_params(weighted)(x, weighted, False)[0], logits)
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_torchvisions_names_and_back_are_the_identity():
+    for depth, width in (18, 1), (50, 2):
+        net, _ = torchvision_net(depth, width)
+        state = net.state_dict()
+        again = utils.to_torchvision(utils.from_torchvision(state))
+        assert again.keys() == state.keys()
+        assert all(torch.equal(again[k], v) or 'num_batches' in k for k, v in state.items())
+        assert all(int(v) == 0 for k, v in again.items() if 'num_batches' in k)
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors', 'hkl'])
+@pytest.mark.parametrize('wrap', [lambda s: s, lambda s: {f'module.{k}': v for k, v in s.items()}])
+def test_torchvisions_files_load(suffix, wrap, tmp_path):
+    net, params = torchvision_net(18)
+    file, state = tmp_path / f'net.{suffix}', wrap(net.state_dict())
+    if suffix == 'pth':
+        torch.save({'state_dict': state, 'epoch': 3}, file)
+    elif suffix == 'safetensors':
+        safetensors.torch.save_file(state, file)
+    else:
+        utils.save_params(file, state)
+    f, loaded, records = resnet.load_net(file)
+    assert records == [] and all(torch.equal(loaded[k], v) for k, v in params.items())
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(f(x, loaded, False)[0], net.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_releases_load(tmp_path):
+    torch.manual_seed(1)
+    for params in fold(torchvision_net(18)[1]), AffineNet().p:
+        utils.save_params(tmp_path / 'a.hkl', params)
+        _, loaded, _ = resnet.load_net(tmp_path / 'a.hkl')
+        assert all(torch.equal(loaded[k], v) for k, v in params.items())
+
+
+DAMAGES = {
+    'a name that is not understood': (
+        lambda p: p | {'group0.block0.se.weight': torch.ones(2)},
+        'group0.block0.se',
+    ),
+    'no head': (lambda p: {k: v for k, v in p.items() if k != 'fc.bias'}, 'fc.bias'),
+    'a group is missing': (
+        lambda p: {k: v for k, v in p.items() if not k.startswith('group1')},
+        'group1',
+    ),
+    'a block is missing': (
+        lambda p: {k: v for k, v in p.items() if not k.startswith('group1.block0')},
+        'group1',
+    ),
+    'another depth': (
+        lambda p: {k: v for k, v in p.items() if not k.startswith('group1.block1')},
+        'blocks',
+    ),
+    'nan': (lambda p: p | {'fc.bias': torch.full((7,), np.nan)}, 'nan'),
+    'another head': (lambda p: p | {'fc.weight': torch.zeros(7, 100)}, 'fc.weight|shapes'),
+    'a vector for a convolution': (
+        lambda p: {k: v.flatten() if 'group3.block0.conv0' in k else v for k, v in p.items()},
+        'conv0',
+    ),
+    'whole numbers': (lambda p: p | {'fc.bias': torch.zeros(7, dtype=torch.long)}, 'fc.bias'),
+}
+
+
+@pytest.mark.parametrize('damage, named', DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize('kind', ['resnet', 'folded', 'affine'])
+def test_unfit_weights_are_named(kind, damage, named, tmp_path):
+    torch.manual_seed(2)
+    _, params = torchvision_net(18)
+    params = {'resnet': params, 'folded': fold(params), 'affine': AffineNet().p}[kind]
+    utils.save_params(tmp_path / 'a.hkl', damage(params))
+    with pytest.raises(UserError, match=named) as e:
+        resnet.load_net(tmp_path / 'a.hkl')
+    assert 'a.hkl' in str(e.value)
+
+
+def test_a_convolution_that_does_not_fit_is_named(tmp_path):
+    folded = fold(torchvision_net(18)[1])
+    folded['group2.block1.conv1.weight'] = torch.zeros(256, 128, 3, 3)
+    utils.save_params(tmp_path / 'a.hkl', folded)
+    with pytest.raises(UserError, match='shapes do not fit'):
+        resnet.load_net(tmp_path / 'a.hkl')
+    folded.pop('group2.block1.conv1.weight')
+    utils.save_params(tmp_path / 'a.hkl', folded)
+    with pytest.raises(UserError, match='group2.block1.conv1'):
+        resnet.load_net(tmp_path / 'a.hkl')
+
+
+def test_the_published_resnet_34_with_another_count_of_blocks_is_refused(tmp_path):
+    """Its definition read [3, 4, 6, 5]; ResNet-34 is [3, 4, 6, 3]."""
+    _, params = torchvision_net(34)
+    more = {
+        k.replace('block2', 'block3'): v for k, v in params.items() if k.startswith('group3.block2')
+    }
+    utils.save_params(tmp_path / 'a.hkl', params | more)
+    with pytest.raises(UserError, match='3, 4, 6, 4'):
+        resnet.load_net(tmp_path / 'a.hkl')
