@@ -28,9 +28,7 @@ if (
 
 import argparse
 import math
-import re
 import time
-import zlib
 from pathlib import Path
 
 import torch
@@ -68,56 +66,24 @@ def complete(opt):
     """The options with what was left open filled in. Raises UserError where they contradict each other."""
     opt = argparse.Namespace(**vars(opt))
     resnet.check_wrn(opt.depth, opt.width)
-    if opt.teacher_id and opt.alpha is None and opt.beta is None:
-        opt.beta = 1e3
-    opt.alpha, opt.beta = opt.alpha or 0.0, opt.beta or 0.0
-    if opt.teacher_id and not opt.alpha and not opt.beta:
-        raise UserError('--alpha and --beta are both 0: nothing would be learned from --teacher_id')
-    for name in 'alpha', 'beta':
-        if getattr(opt, name) and not opt.teacher_id:
-            raise UserError(f'--{name} {getattr(opt, name):g} needs a teacher: give --teacher_id')
+    utils.complete_losses(opt, 'teacher_id')
     if opt.epoch_step is None:
         opt.epoch_step = utils.scaled_steps(PUBLISHED_STEPS, PUBLISHED_EPOCHS, opt.epochs)
     if not opt.save:
-        opt.save = str(Path('logs') / run_name(opt))
+        opt.save = os.path.join('logs', run_name(opt))
     return opt
 
 
 def run_name(opt):
     """Dataset, net, teacher, and whatever else is not as published: CIFAR10_wrn-16-1_resnet_16_2_teacher_beta1000_seed0."""
-    dataset = (
-        f'folder-{Path(opt.dataroot).resolve().name}' if opt.dataset == 'folder' else opt.dataset
-    )
-    teacher = (
-        re.sub(r'^logs/|\.(hkl|pth|pt7?|safetensors)$', '', opt.teacher_id)
-        .strip('./')
-        .replace('/', '-')
-    )
-    parts = [dataset, f'wrn-{opt.depth}-{opt.width:g}', *filter(None, [teacher])]
-    usual = {
-        'alpha': 0,
-        'beta': 0,
-        'epoch_step': utils.scaled_steps(PUBLISHED_STEPS, PUBLISHED_EPOCHS, opt.epochs),
-    }
-    said = {'dataset', 'depth', 'width', 'teacher_id', 'seed', 'save', *utils.MAY_DIFFER} - {
-        'epochs'
-    }
-    for name in sorted(vars(opt).keys() - said - utils.NOT_OPTIONS_OF_A_RUN):
-        value = getattr(opt, name)
-        if value != usual.get(name, parser.get_default(name)):
-            value = '-'.join(map(str, value)) if isinstance(value, list) else value
-            parts.append(
-                name
-                + (
-                    f'{value:g}'
-                    if isinstance(value, float)
-                    else ''
-                    if value is True
-                    else str(value)
-                )
-            )
-    name = '_'.join([*parts, f'seed{opt.seed}'])
-    return name if len(name) <= 200 else f'{name[:190]}_{zlib.crc32(name.encode()):08x}'
+    root = f'-{Path(opt.dataroot).resolve().name}' if opt.dataset == 'folder' else ''
+    parts = [
+        opt.dataset + root,
+        f'wrn-{opt.depth}-{opt.width:g}',
+        utils.without_suffix(opt.teacher_id),
+    ]
+    said = {'dataset', 'depth', 'width', 'teacher_id'}
+    return utils.run_name(parts, opt, parser, said, PUBLISHED_STEPS, PUBLISHED_EPOCHS)
 
 
 # ---------------------------------------------------------------- teacher
@@ -232,7 +198,7 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
             bar.update(len(index))
             if step % 20 == 0 or step == len(batches):
                 recent = torch.stack(rows[looked:]).cpu()
-                check_finite(recent, f'epoch {epoch}, step', looked, opt)
+                utils.check_finite(recent, term_names(len(terms) - 3), epoch, looked, opt.save)
                 bar.set_postfix_str(
                     f'loss {recent[:, 0].mean():.3f}, accuracy {recent[:, -1].mean():.1f} %'
                 )
@@ -246,21 +212,6 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
     return {'train_loss': train_loss, 'train_acc': train_acc, 'at_losses': at_losses}
 
 
-def check_finite(rows, where, steps_before, opt):
-    """Raises UserError, status 1, naming step and terms of the first of `rows` [steps, terms] that is not finite."""
-    bad = (~rows.isfinite()).nonzero()[:, 0]
-    if len(bad):
-        row = rows[bad[0]].tolist()
-        terms = [
-            f'{name} {v}' for name, v in zip(term_names(len(row) - 3), row) if not math.isfinite(v)
-        ]
-        raise UserError(
-            f'{where} {steps_before + int(bad[0]) + 1}: not finite: {", ".join(terms)}; {opt.save} is kept as after the last whole '
-            'epoch. A lower --lr or --beta may help',
-            status=1,
-        )
-
-
 @torch.inference_mode()
 def test(f, params, test_set, base=''):
     """Mean cross-entropy and top-1 accuracy in per cent of a net in float32: (test_loss, test_acc)."""
@@ -272,16 +223,6 @@ def test(f, params, test_set, base=''):
         correct += (logits.argmax(1) == targets).sum()
     total_loss = float(torch.stack(losses).cpu().double().sum())
     return total_loss / len(labels), 100 * int(correct) / len(labels)
-
-
-def make_optimizer(params, opt, epoch):
-    return torch.optim.SGD(
-        params, learning_rate(epoch, opt), momentum=0.9, weight_decay=opt.weight_decay
-    )
-
-
-def learning_rate(epoch, opt):
-    return opt.lr * opt.lr_decay_ratio ** sum(step <= epoch for step in opt.epoch_step)
 
 
 # ---------------------------------------------------------------- main
@@ -306,7 +247,7 @@ def main(argv=None):
             f'--save {opt.save}: holds a run already; go on with it by --resume, or choose another folder'
         )
     if here and checkpoint['epoch'] >= opt.epochs:
-        with utils.open_folder(opt.save, checkpoint['epoch']):
+        with utils.open_folder(opt.save, checkpoint):
             utils.agree(opt.save, checkpoint)
         print(f'finished: {checkpoint["epoch"]} epochs are done')
         return
@@ -320,10 +261,10 @@ def main(argv=None):
         k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')
     }
     trainable = [v for v in params_s.values() if v.requires_grad]
-    optimizer = make_optimizer(trainable, opt, checkpoint['epoch'] if checkpoint else 1)
+    optimizer = utils.make_optimizer(trainable, opt, checkpoint['epoch'] if checkpoint else 1)
     if checkpoint:
         utils.load_optimizer(optimizer, checkpoint)
-    with utils.open_folder(opt.save, checkpoint['epoch'] if here else None):
+    with utils.open_folder(opt.save, checkpoint if here else None):
         if checkpoint:
             (utils.agree if here else utils.save_run)(opt.save, checkpoint)
         train(
@@ -417,21 +358,12 @@ def train(opt, loss_of, f, params, params_s, optimizer, train_set, test_set, fac
         stats |= {
             'test_loss': test_loss,
             'test_acc': test_acc,
-            'lr': learning_rate(max(epoch, 1), opt),
+            'lr': utils.learning_rate(max(epoch, 1), opt),
         }
         times = {'train_time': train_time, 'test_time': time.time() - start}
         record = utils.run_options(opt) | {'epoch': epoch} | stats | about | times
         log.append(utils.json_stats(record))
-        checkpoint = {
-            'params': {k: v.detach() for k, v in params_s.items()},
-            'optimizer': optimizer.state_dict(),
-            'epoch': epoch,
-            'step': 0,
-            'options': utils.run_options(opt),
-            'log': log,
-            'facts': facts,
-            'random': {'torch': torch.get_rng_state()},
-        }
+        checkpoint = utils.make_checkpoint(params_s, optimizer, opt, epoch, log, facts)
         utils.save_run(opt.save, checkpoint)
         main.hint = f'the same command with --resume goes on after epoch {epoch} of {opt.epochs}'
         print(utils.epoch_line(record), flush=True)
@@ -442,7 +374,7 @@ def train(opt, loss_of, f, params, params_s, optimizer, train_set, test_set, fac
         end_epoch(0, {'train_loss': None, 'train_acc': None, 'at_losses': []}, 0.0)
     for epoch in range(done + 1, opt.epochs + 1):
         if epoch in opt.epoch_step:  # a new optimizer: momentum restarts at a drop, as published
-            optimizer = make_optimizer(trainable, opt, epoch)
+            optimizer = utils.make_optimizer(trainable, opt, epoch)
         start = time.time()
         stats = train_epoch(epoch, loss_of, train_set, params, optimizer, opt)
         end_epoch(epoch, stats, time.time() - start)

@@ -1,6 +1,7 @@
 """Everything between disk and batch: whole sets in memory as uint8, and their augmentation, a batch at a time on the device."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import math
@@ -8,7 +9,7 @@ import os
 import re
 import socket
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +18,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 
 # CIFAR-10's mean and standard deviation in units of a byte, as published; for every set of small images.
 MEAN = (125.3, 123.0, 113.9)
 STD = (63.0, 62.1, 66.7)
+# The same of ImageNet: .485 .456 .406 and .229 .224 .225 of 255.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class UserError(ValueError):
@@ -118,34 +123,38 @@ def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
 # ---------------------------------------------------------------- folders of images
 
 
-def scan_folder(dataroot) -> tuple[dict, dict]:
+def scan_folder(dataroot, option: str = '--dataroot') -> tuple[dict, dict]:
     """{class: [files]} of dataroot/train and of dataroot/test (or val), classes and files sorted by name. Raises UserError
     where one is missing or empty, there is one class only, or the two have different classes."""
     root = Path(dataroot)
-    test = root / (
-        'val' if os.path.isdir(root / 'val') and not os.path.isdir(root / 'test') else 'test'
-    )
-    try:
-        sets = [_scan(folder) for folder in (root / 'train', test)]
-    except OSError as e:
-        raise UserError(f'--dataroot {root}: {e.filename}: {e.strerror}') from e
+    found = [name for name in ('test', 'val') if os.path.isdir(root / name)]
+    sets = []
+    for folder in root / 'train', root / (found[0] if found else 'test'):
+        if not os.path.isdir(folder):
+            raise UserError(
+                f'{option} {root}: there is no folder {folder} (wanted: train/CLASS/* and test/CLASS/*, or val)'
+            )
+        try:
+            sets.append(_scan(folder))
+        except OSError as e:
+            raise UserError(f'{option} {root}: {e.filename}: {e.strerror}') from e
     if list(sets[0]) != list(sets[1]):
         odd = sorted(set(sets[0]) ^ set(sets[1]))
         raise UserError(
-            f'{root}: {root / "train"} and {test} have different classes: {", ".join(odd[:5])} only in one of them'
+            f'{option} {root}: train and {found[0]} have different classes: {", ".join(odd[:5])} only in one of them'
         )
     return sets[0], sets[1]
 
 
 def _scan(folder):
-    if not os.path.isdir(folder):
-        raise UserError(
-            f'--dataroot {folder.parent}: there is no folder {folder} (wanted: train/CLASS/* and test/CLASS/*, or val)'
-        )
-    classes = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.'))
-    if len(classes) < 2:
-        raise UserError(f'{folder}: has {len(classes)} class folders; at least 2 are needed')
-    files = {d.name: sorted(f for f in d.iterdir() if not f.name.startswith('.')) for d in classes}
+    def entries(path):
+        with os.scandir(path) as found:
+            return sorted((e for e in found if not e.name.startswith('.')), key=lambda e: e.name)
+
+    # Names, not Paths: a million of them is usual.
+    files = {d.name: [f.path for f in entries(d.path)] for d in entries(folder) if d.is_dir()}
+    if len(files) < 2:
+        raise UserError(f'{folder}: has {len(files)} class folders; at least 2 are needed')
     for name, fs in files.items():
         if not fs:
             raise UserError(f'{folder / name}: holds no images')
@@ -197,25 +206,57 @@ def decode_all(files, nthread=0) -> list:
     return images
 
 
+def find_broken(files, nthread=0) -> list[str]:
+    """What is wrong with each image file that cannot be decoded, one line each."""
+
+    def reason(file):
+        try:
+            decode(file)
+        except UserError as e:
+            return str(e)
+
+    with quiet_decoders() as stderr, ThreadPoolExecutor(nthread or cores()) as pool:
+        found = tqdm(
+            pool.map(reason, files),
+            total=len(files),
+            desc='checking',
+            unit=' images',
+            leave=False,
+            file=stderr,
+            disable=not stderr.isatty(),
+        )
+        return [line for line in found if line]
+
+
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def decode(file) -> np.ndarray:
     """uint8 [H, W, 3] RGB of one image file, turned as its EXIF says. Raises UserError where it is broken or cut off."""
+    return cv2.cvtColor(decode_bgr(file, read_image(file)), cv2.COLOR_BGR2RGB)
+
+
+def read_image(file) -> bytes:
+    """The bytes of an image file. Raises UserError where it cannot be read, or is cut off."""
     try:
-        raw = Path(file).read_bytes()
+        with open(file, 'rb') as f:
+            raw = f.read()
     except OSError as e:
         raise UserError(f'{file}: cannot be read: {e.strerror}') from e
     if is_cut_off(raw):
         raise UserError(f'{file}: broken image (it is cut off)')
+    return raw
+
+
+def decode_bgr(file, raw, flags=cv2.IMREAD_COLOR):
     try:
-        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR) if raw else None
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), flags) if raw else None
     except cv2.error:
         image = None
     if image is None:
         raise UserError(f'{file}: broken, or not an image')
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def is_cut_off(raw: bytes) -> bool:
@@ -234,24 +275,30 @@ def is_cut_off(raw: bytes) -> bool:
 MARKER = re.compile(rb'\xff[^\x00\x01\xd0-\xd7\xff]')  # neither a stuffed byte nor a restart
 
 
-def _jpeg_ends(raw):
-    # From marker to marker: a thumbnail inside a segment has an end of its own, and bytes may follow the true one.
+def jpeg_segments(raw):
+    """(marker, position of the segment's data) of a JPEG, from marker to marker: what lies inside a segment, such as a thumbnail with
+    markers of its own, is passed over."""
     at = 2
     while found := MARKER.search(raw, at):
-        if found.group() == b'\xff\xd9':
-            return True
+        yield found.group()[1], found.end() + 2
         at = found.end() + int.from_bytes(raw[found.end() : found.end() + 2], 'big')
-    return False
+
+
+def _jpeg_ends(raw):
+    # Nearly all end with the marker of the end; after it others have bytes that are none of its.
+    return raw.endswith(b'\xff\xd9') or any(marker == 0xD9 for marker, _ in jpeg_segments(raw))
 
 
 @contextlib.contextmanager
 def quiet_decoders():
-    """Keeps what image libraries write to file descriptor 2 off the terminal; yields a stream that still reaches it."""
+    """Keeps what image libraries write to file descriptor 2 off the terminal; yields a stream that still reaches it, which is
+    sys.stderr in the meantime."""
     sys.stderr.flush()
     with os.fdopen(os.dup(2), 'w') as stderr, open(os.devnull, 'w') as null:
         os.dup2(null.fileno(), 2)
         try:
-            yield stderr
+            with contextlib.redirect_stderr(stderr):
+                yield stderr
         finally:
             os.dup2(stderr.fileno(), 2)
 
@@ -259,6 +306,7 @@ def quiet_decoders():
 # ---------------------------------------------------------------- chance
 
 
+@functools.lru_cache(64)
 def seed_of(*what) -> int:
     """A 63-bit seed for a purpose, such as seed_of(0, 'order', 3): other words, independent draws."""
     return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], 'little') >> 1
@@ -285,12 +333,166 @@ def crop_and_flip(n: int, seed: int, epoch: int, pad: int) -> torch.Tensor:
     )
 
 
+def uniforms(count: int, seed: int, epoch: int, index: int) -> np.ndarray:
+    """float64 [count], uniform in [0, 1): the draws of sample `index` in an epoch, a function of (seed, epoch, index) alone."""
+    key = np.uint64(seed_of(seed, 'photographs', epoch))
+    sample = _mix(np.full(1, index, np.uint64) + key)
+    return (_mix(sample + np.arange(count, dtype=np.uint64)) >> np.uint64(11)) * 2.0**-53
+
+
 def _mix(x):
     """The finaliser of splitmix64 on uint64 arrays: every bit of the result depends on every bit of x."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+# ---------------------------------------------------------------- photographs: decoded, cropped and resized as they are needed
+
+
+def image_size(raw: bytes):
+    """(height, width) of a JPEG as it is seen, once turned as its EXIF says; None where its header does not tell."""
+    if raw[:2] != b'\xff\xd8':
+        return None
+    turned = False
+    for marker, at in jpeg_segments(raw):
+        if marker == 0xE1 and raw[at : at + 6] == b'Exif\0\0':
+            turned = exif_orientation(raw[at + 6 : at + 6 + 65536]) >= 5
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(raw[at + i : at + i + 2], 'big') for i in (1, 3))
+            return ((width, height) if turned else (height, width)) if height and width else None
+        elif marker == 0xDA:
+            break
+    return None
+
+
+def exif_orientation(tiff: bytes) -> int:
+    """The orientation, 1 to 8, of an EXIF block; 1 where it does not tell."""
+    order = {b'II': 'little', b'MM': 'big'}.get(tiff[:2])
+    if order is None:
+        return 1
+    start = int.from_bytes(tiff[4:8], order)
+    for i in range(int.from_bytes(tiff[start : start + 2], order)):
+        entry = tiff[start + 2 + 12 * i : start + 14 + 12 * i]
+        if int.from_bytes(entry[:2], order) == 0x0112:
+            value = int.from_bytes(entry[8:10], order)
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def random_crop(height: int, width: int, u) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of RandomResizedCrop's crop: 8 to 100 % of the area, ratio 3/4 to 4/3, as torchvision draws it, from
+    22 numbers u in [0, 1)."""
+    for i in range(10):
+        area = height * width * (0.08 + 0.92 * u[2 * i])
+        ratio = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * u[2 * i + 1])
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(u[20] * (height - h + 1)), int(u[21] * (width - w + 1)), h, w
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width / (3 / 4)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+REDUCED = {
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+
+
+def decode_part(file, box, size: tuple[int, int]) -> np.ndarray:
+    """uint8 BGR: the part box(height, width) -> (top, left, height, width) of an image file, to be resized to about `size`. A JPEG is
+    decoded at a half, a quarter or an eighth where the part has at least `size` pixels then. Raises UserError as `decode`."""
+    raw = read_image(file)
+    shape, image = image_size(raw), None
+    if shape is None:
+        image = decode_bgr(file, raw)
+        shape = image.shape[:2]
+    top, left, height, width = box(*shape)
+    if image is None:
+        fits = [k for k in REDUCED if height >= k * size[0] and width >= k * size[1]]
+        image = decode_bgr(file, raw, REDUCED[fits[-1]] if fits else cv2.IMREAD_COLOR)
+    down, right = image.shape[0] / shape[0], image.shape[1] / shape[1]  # 1, or about 1/2, 1/4, 1/8
+    top, bottom = round(top * down), round((top + height) * down)
+    left, right = round(left * right), round((left + width) * right)
+    return image[top : max(bottom, top + 1), left : max(right, left + 1)]
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] to (height, width), bilinear; what shrinks is antialiased as PIL does it, so that a net sees the same whatever
+    loaded its images. OpenCV's own way to antialias takes twice the time."""
+    if image.shape[:2] == size:
+        return image
+    if image.shape[0] <= size[0] and image.shape[1] <= size[1]:
+        return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    x = torch.from_numpy(image).permute(2, 0, 1)[None]
+    return F.interpolate(x, size, mode='bilinear', antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def train_view(file, size: int, seed: int, epoch: int, index: int, out=None) -> np.ndarray:
+    """uint8 [size, size, 3] RGB: random crop and flip of photograph `index`, a function of (seed, epoch, index)."""
+    u = uniforms(23, seed, epoch, index)
+    image = resize(decode_part(file, lambda h, w: random_crop(h, w, u), (size, size)), (size, size))
+    image = cv2.flip(image, 1) if u[22] < 0.5 else image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
+
+
+def centre_view(file, size: int, out=None) -> np.ndarray:
+    """uint8 [size, size, 3] RGB: the centre of a photograph whose shorter side was made size * 256 / 224, as published."""
+    shorter = round(size * 256 / 224)
+    image = decode_part(file, lambda h, w: (0, 0, h, w), (shorter, shorter))
+    H, W = image.shape[:2]
+    image = resize(image, (max(shorter, shorter * H // W), max(shorter, shorter * W // H)))
+    top, left = (round((side - size) / 2) for side in image.shape[:2])
+    return cv2.cvtColor(
+        np.ascontiguousarray(image[top : top + size, left : left + size]),
+        cv2.COLOR_BGR2RGB,
+        dst=out,
+    )
+
+
+def load_batches(
+    batches, view, image_size: int, nthread: int = 0, ahead: int = 3, pin: bool = False
+):
+    """Yields (batch, uint8 [B, image_size, image_size, 3]) for each of `batches`, in their order.
+
+    batches  iterable of sequences; view(item, out) fills `out`, uint8 [image_size, image_size, 3]
+    nthread  decoding threads (0: one a core); OpenCV decodes outside of Python's lock, so that processes gain nothing
+    ahead    batches that are decoded or being decoded before they are asked for: memory is bounded by ahead + 1 of them
+    pin      in memory from which a copy to a GPU runs beside its work
+
+    What a view raises comes out here."""
+    cv2.setNumThreads(1)  # the threads are ours: an image each
+    pool, waiting = ThreadPoolExecutor(nthread or cores()), deque()
+
+    def work(items, out):
+        for item, o in zip(items, out):
+            view(item, o)
+
+    def start(batch):
+        images = torch.empty(
+            len(batch), image_size, image_size, 3, dtype=torch.uint8, pin_memory=pin
+        )
+        array, parts = images.numpy(), range(0, len(batch), 8)
+        jobs = [pool.submit(work, batch[i : i + 8], array[i : i + 8]) for i in parts]
+        waiting.append((batch, images, jobs))
+
+    def finish():
+        batch, images, jobs = waiting.popleft()
+        for job in jobs:
+            job.result()
+        return batch, images
+
+    try:
+        for batch in batches:
+            start(batch)
+            if len(waiting) > ahead:
+                yield finish()
+        while waiting:
+            yield finish()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # ---------------------------------------------------------------- batches, on the training device
@@ -317,10 +519,10 @@ def _reflect(i, n):
     return n - 1 - (n - 1 - i.abs()).abs()
 
 
-def normalize(batch: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last memory, less MEAN, over STD."""
+def normalize(batch: torch.Tensor, mean=MEAN, std=STD) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last memory, less `mean`, over `std`, in units of a byte."""
     # Numbers, not tensors: to copy these to a GPU would wait for it at each step.
-    channels = [(batch[..., c] - MEAN[c]) / STD[c] for c in range(3)]
+    channels = [(batch[..., c] - mean[c]) / std[c] for c in range(3)]
     return torch.stack(channels, -1).permute(0, 3, 1, 2)
 
 

@@ -577,11 +577,11 @@ def check_writable(folder, option: str = '--save') -> None:
 
 
 @contextlib.contextmanager
-def open_folder(folder, epoch: int | None):
+def open_folder(folder, checkpoint: dict | None):
     """Creates the run folder, locks it for this process, and removes what a killed run left half-written.
 
-    epoch: that of the checkpoint which was read from it, None where it held no run. Raises UserError where that is no longer
-    so, where another process trains in it, or where it cannot be created."""
+    checkpoint: what was read from it, None where it held no run. Raises UserError where that is no longer so, where another
+    process trains in it, or where it cannot be created."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -592,8 +592,9 @@ def open_folder(folder, epoch: int | None):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise UserError(f'--save {folder}: another process is training in it') from e
-        now = load_checkpoint(folder)['epoch'] if holds_run(folder) else None
-        if now != epoch:
+        now = load_checkpoint(folder) if holds_run(folder) else None
+        before, after = ((c['epoch'], c['step']) if c else None for c in (checkpoint, now))
+        if before != after:
             raise UserError(
                 f'--save {folder}: another process has trained in it meanwhile; --resume goes on with its run'
             )
@@ -604,12 +605,17 @@ def open_folder(folder, epoch: int | None):
         os.close(lock)
 
 
+def save_checkpoint(folder, checkpoint: dict) -> None:
+    """Writes checkpoint.pt alone, as is done inside an epoch."""
+    path = Path(folder) / 'checkpoint.pt'
+    write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+
+
 def save_run(folder, checkpoint: dict) -> None:
     """Writes checkpoint.pt, then log.txt and model.hkl, which follow from it (see CHECKPOINT for what it holds)."""
-    folder = Path(folder)
-    write_atomically(folder / 'checkpoint.pt', lambda temporary: torch.save(checkpoint, temporary))
-    write_text(folder / 'log.txt', log_text(checkpoint))
-    save_params(folder / 'model.hkl', checkpoint['params'])
+    save_checkpoint(folder, checkpoint)
+    write_text(Path(folder) / 'log.txt', log_text(checkpoint))
+    save_params(Path(folder) / 'model.hkl', checkpoint['params'])
 
 
 def log_text(checkpoint: dict) -> str:
@@ -618,10 +624,12 @@ def log_text(checkpoint: dict) -> str:
 
 def agree(folder, checkpoint: dict) -> None:
     """Makes log.txt and model.hkl agree with the checkpoint, as a kill between two of them may leave them apart; what agrees
-    is not touched."""
+    is not touched. Of a checkpoint inside an epoch only the log follows: model.hkl is that of the epoch before."""
     log, model = Path(folder) / 'log.txt', Path(folder) / 'model.hkl'
     if not log.is_file() or log.read_bytes() != log_text(checkpoint).encode():
         write_text(log, log_text(checkpoint))
+    if checkpoint['step']:
+        return
     wanted = crc(v for _, v in sorted(checkpoint['params'].items()))
     try:
         same = model.is_file() and crc(load_params(model).values()) == wanted
@@ -631,6 +639,21 @@ def agree(folder, checkpoint: dict) -> None:
         save_params(model, checkpoint['params'])
 
 
+def make_checkpoint(params, optimizer, opt, epoch: int, log: list, facts: dict, step=0, sums=()):
+    """What --resume needs (see CHECKPOINT). sums: those of the epoch's terms so far, a list for each process."""
+    return {
+        'params': {k: v.detach() for k, v in params.items()},
+        'optimizer': optimizer.state_dict(),
+        'epoch': epoch,
+        'step': step,
+        'sums': list(sums),
+        'options': run_options(opt),
+        'log': log,
+        'facts': facts,
+        'random': {'torch': torch.get_rng_state()},
+    }
+
+
 # What a checkpoint holds. `step` is the number of steps of epoch + 1 that are done. `random` is torch's generator: nothing of a run draws from
 # it after the initial values, so that it is kept for those who add something that does.
 CHECKPOINT = {
@@ -638,6 +661,7 @@ CHECKPOINT = {
     'optimizer': dict,
     'epoch': int,
     'step': int,
+    'sums': list,
     'options': dict,
     'log': list,
     'facts': dict,
@@ -669,6 +693,8 @@ def load_checkpoint(path) -> dict:
             isinstance(line, str) and line.startswith('json_stats: ') for line in checkpoint['log']
         ),
         'epoch': checkpoint['epoch'] >= 0,
+        'step': checkpoint['step'] >= 0,
+        'sums': all(isinstance(v, list) for v in checkpoint['sums']),
     }
     for key, well in sound.items():
         if not well:
@@ -678,6 +704,8 @@ def load_checkpoint(path) -> dict:
 
 # What may differ between a run and its continuation: where and how long it runs, not what it computes.
 MAY_DIFFER = {
+    'checkpoint_minutes',
+    'check_images',
     'epochs',
     'nthread',
     'device',
@@ -745,10 +773,14 @@ def _plain(value):
 
 def check_facts(facts: dict, checkpoint: dict) -> None:
     """Raises UserError where the data or the teacher is not that of the run in the checkpoint."""
-    for name, option in ('data', 'dataroot'), ('teacher', 'teacher_id'):
+    for name in 'data', 'teacher':
         if facts[name] != checkpoint['facts'].get(name):
+            option = {
+                'data': 'dataroot or --imagenetpath',
+                'teacher': 'teacher_id or --teacher_params',
+            }
             raise UserError(
-                f'--resume: the {name} of --{option} is not what the run began with; bring that back, or begin anew in another --save'
+                f'--resume: the {name} of --{option[name]} is not what the run began with; bring that back, or begin anew in another --save'
             )
 
 
@@ -768,18 +800,43 @@ def load_optimizer(optimizer, checkpoint: dict) -> None:
         raise UserError('--resume: the optimizer state does not fit the net')
 
 
+def make_optimizer(params, opt, epoch: int) -> torch.optim.SGD:
+    """SGD with momentum 0.9 at the rate of that epoch; decay on all of `params`."""
+    rate = learning_rate(epoch, opt)
+    return torch.optim.SGD(params, rate, momentum=0.9, weight_decay=opt.weight_decay)
+
+
+def learning_rate(epoch: int, opt) -> float:
+    """--lr, times --lr_decay_ratio from each of --epoch_step on; epochs count from 1."""
+    return opt.lr * opt.lr_decay_ratio ** sum(step <= epoch for step in opt.epoch_step)
+
+
+def check_finite(rows, names: list, epoch: int, steps_before: int, folder) -> None:
+    """Raises UserError, status 1, naming step and terms of the first of `rows` [steps, terms] that is not finite."""
+    bad = (~rows.isfinite()).nonzero()[:, 0]
+    if len(bad):
+        row = rows[bad[0]].tolist()
+        terms = ', '.join(f'{name} {v}' for name, v in zip(names, row) if not math.isfinite(v))
+        raise UserError(
+            f'epoch {epoch}, step {steps_before + int(bad[0]) + 1}: not finite: {terms}; {folder} is kept as after its last '
+            'checkpoint. A lower --lr or --beta may help',
+            status=1,
+        )
+
+
 def epoch_line(record: dict) -> str:
     """What is printed of a log record."""
-    train = (
-        f'train loss {record["train_loss"]:.3f} acc {record["train_acc"]:.2f} %, '
-        if record['train_loss'] is not None
-        else ''
-    )
-    ats = ' '.join(f'{v:.2e}' for v in record['at_losses'])
-    return (
-        f'epoch {record["epoch"]}/{record["epochs"]}: lr {record["lr"]:.2g}, {train}test loss {record["test_loss"]:.3f} '
-        f'acc {record["test_acc"]:.2f} %, {f"at {ats}, " if ats else ""}{record["train_time"]:.1f} + {record["test_time"]:.1f} s'
-    )
+
+    def accuracy(acc):  # top-1, or [top-1, top-5]
+        return ' '.join(f'{v:.2f}' for v in (acc if isinstance(acc, list) else [acc])) + ' %'
+
+    parts = [f'epoch {record["epoch"]}/{record["epochs"]}: lr {record["lr"]:.2g}']
+    if record['train_loss'] is not None:
+        parts.append(f'train loss {record["train_loss"]:.3f} acc {accuracy(record["train_acc"])}')
+    parts.append(f'test loss {record["test_loss"]:.3f} acc {accuracy(record["test_acc"])}')
+    if record['at_losses']:
+        parts.append('at ' + ' '.join(f'{v:.2e}' for v in record['at_losses']))
+    return ', '.join([*parts, f'{record["train_time"]:.1f} + {record["test_time"]:.1f} s'])
 
 
 def open_curves(folder, log: list):
@@ -794,8 +851,9 @@ def open_curves(folder, log: list):
 
 def write_curves(writer, record: dict) -> None:
     for name in 'train_loss', 'train_acc', 'test_loss', 'test_acc', 'lr':
-        if record[name] is not None:
-            writer.add_scalar(name, record[name], record['epoch'])
+        value = record[name][0] if isinstance(record[name], list) else record[name]
+        if value is not None:
+            writer.add_scalar(name, value, record['epoch'])
     for i, value in enumerate(record['at_losses']):
         writer.add_scalar(f'at_loss/group{i}', value, record['epoch'])
     writer.flush()
@@ -816,6 +874,8 @@ def call_main(main, argv=None) -> int:
         raise Stopped(signum)
 
     program = Path(sys.argv[0]).name
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        program += f', rank {os.environ["RANK"]}'
     main.hint = 'nothing was written; the same command starts it again'
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -1031,6 +1091,43 @@ def gpu_list(text):
     if not re.fullmatch(r'\d+(,\d+)*', text):
         raise argparse.ArgumentTypeError(f'{text!r} is not a list of GPU numbers, such as 0,1')
     return text
+
+
+def complete_losses(opt, teacher: str) -> None:
+    """Fills in --alpha and --beta where the option `teacher` names one. Raises UserError where they contradict each other."""
+    given = getattr(opt, teacher)
+    if given and opt.alpha is None and opt.beta is None:
+        opt.beta = 1e3
+    opt.alpha, opt.beta = opt.alpha or 0.0, opt.beta or 0.0
+    if given and not opt.alpha and not opt.beta:
+        raise UserError(f'--alpha and --beta are both 0: nothing would be learned from --{teacher}')
+    for name in 'alpha', 'beta':
+        if getattr(opt, name) and not given:
+            raise UserError(f'--{name} {getattr(opt, name):g} needs a teacher: give --{teacher}')
+
+
+def run_name(parts: list, opt, parser, said: set, published_steps: list, published_epochs: int):
+    """A folder's name: `parts`, then every option that matters and is not as published, but for those that `parts` has `said`."""
+    usual = {'alpha': 0, 'beta': 0}
+    usual['epoch_step'] = scaled_steps(published_steps, published_epochs, opt.epochs)
+    said = said | {'seed', 'save'} | MAY_DIFFER - {'epochs'} | NOT_OPTIONS_OF_A_RUN
+    parts = [part for part in parts if part]
+    for name in sorted(vars(opt).keys() - said):
+        value = getattr(opt, name)
+        if value == usual.get(name, parser.get_default(name)):
+            continue
+        if isinstance(value, list):
+            value = '-'.join(map(str, value))
+        elif isinstance(value, float):
+            value = f'{value:g}'
+        parts.append(name if value is True else f'{name}{value}')
+    name = '_'.join([*parts, f'seed{opt.seed}']).replace('/', '-')
+    return name if len(name) <= 200 else f'{name[:190]}_{zlib.crc32(name.encode()):08x}'
+
+
+def without_suffix(path: str) -> str:
+    """The path of weights or of a run folder without what all have in common: logs/ and .hkl and the like."""
+    return re.sub(r'^logs/|\.(hkl|pth|pt7?|safetensors)$', '', path).strip('./')
 
 
 def scaled_steps(steps: list, published_epochs: int, epochs: int) -> list:

@@ -123,7 +123,7 @@ def ours(opt, dtype, compiled):
     loss_of = cifar.make_loss(f_student, f_teacher, options, device_ids)
     if compiled:
         loss_of = torch.compile(loss_of, dynamic=False)
-    optimizer = cifar.make_optimizer(trainable, options, epoch=1)
+    optimizer = utils.make_optimizer(trainable, options, epoch=1)
     whole = utils.to_device(random_set(opt.images), device)
 
     def run(steps):

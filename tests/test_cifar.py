@@ -757,7 +757,7 @@ def test_broken_teachers_are_named(home, capsys, monkeypatch):
         (teacher('log_cut', log='json_stats: {"depth": 10, "wid'), 'log.txt'),
         (teacher('log_odd', log='json_stats: {"depth": "x", "width": null}\n'), 'depth and width'),
         (teacher('log_nan', log='json_stats: {"depth": NaN, "width": 1}\n'), 'depth'),
-        (teacher('log_other', log='json_stats: {"depth": 16, "width": 1.0}\n'), 'missing'),
+        (teacher('log_other', log='json_stats: {"depth": 16, "width": 1.0}\n'), 'says 16 and 1'),
         (teacher('model_cut', model=whole[: len(whole) // 2]), 'model.hkl'),
         (teacher('model_empty', model=b''), 'model.hkl'),
         (
@@ -776,7 +776,7 @@ def test_broken_teachers_are_named(home, capsys, monkeypatch):
     cases.append((['--teacher_id', 'neither'], 'model.hkl'))
     # Sizes that are checked before anything of them is allocated.
     vast = 'json_stats: {"depth": 9994, "width": 64}\n'
-    cases.append((teacher('log_vast', log=vast), 'missing'))
+    cases.append((teacher('log_vast', log=vast), 'says 9994 and 64'))
     for options, named in cases:
         assert named in in_process(home, options, capsys, monkeypatch)
 

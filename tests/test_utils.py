@@ -1220,6 +1220,7 @@ def a_checkpoint(scale=1.0):
         'optimizer': {},
         'epoch': 2,
         'step': 0,
+        'sums': [],
         'options': {},
         'log': [LINE, LINE],
         'facts': {},
@@ -1317,13 +1318,13 @@ def test_momentum_of_another_shape_is_refused():
 def test_a_folder_that_another_process_has_trained_in_is_left_alone(tmp_path):
     with utils.open_folder(tmp_path / 'run', None):
         utils.save_run(tmp_path / 'run', a_checkpoint())
-    for epoch in None, 1:
+    for other in None, a_checkpoint() | {'epoch': 1}, a_checkpoint() | {'step': 3}:
         with (
             pytest.raises(UserError, match='meanwhile'),
-            utils.open_folder(tmp_path / 'run', epoch),
+            utils.open_folder(tmp_path / 'run', other),
         ):
             pytest.fail('it was opened')
-    with utils.open_folder(tmp_path / 'run', 2):
+    with utils.open_folder(tmp_path / 'run', a_checkpoint()):
         pass
 
 

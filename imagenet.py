@@ -1,0 +1,719 @@
+"""Attention transfer on ImageNet, or any folders of photographs: train a student that learns from a net in a file, or fine-tune.
+
+    python imagenet.py --imagenetpath ~/ILSVRC2012 --depth 18 --width 1 --save logs/resnet_18                    # a student alone
+    python imagenet.py --imagenetpath ~/ILSVRC2012 --depth 18 --width 1 --teacher_params resnet-34-export.hkl \\
+        --gpu_id 0,1 --ngpu 2 --beta 1e+3 --save logs/at_18_34                                                   # attention transfer
+    torchrun --nproc_per_node 8 imagenet.py ...              # a process a GPU; several machines by torchrun's own options
+    python imagenet.py --imagenetpath ~/ILSVRC2012 --evaluate resnet-34-export.hkl                               # test any weights file
+
+The student's loss is distillation(...) + beta * the sum over --at_groups of at_loss, in utils.py. A checkpoint is written every
+--checkpoint_minutes; the same command with --resume goes on at that very step.
+"""
+
+import os
+import signal
+import sys
+
+if (
+    __name__ == '__main__'
+):  # the imports take seconds; a signal in that time ends in one line as well
+    for s in signal.SIGINT, signal.SIGTERM:
+        signal.signal(
+            s,
+            lambda signum, _: (
+                os.write(2, b'imagenet.py: stopped before it began\n'),
+                os._exit(128 + signum),
+            ),
+        )
+
+import argparse
+import contextlib
+import math
+import re
+import time
+import zlib
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torchnet import meter
+from tqdm import tqdm
+
+import data
+import resnet
+import utils
+from utils import UserError, number
+
+PUBLISHED_EPOCHS, PUBLISHED_STEPS = 100, [30, 60, 90]
+# Top-1 error, single crop, per cent, of what has a layout and depth that is known: the releases, and torchvision's first weights.
+KNOWN_ERRORS = {
+    ('folded', 18, 1): 30.4,
+    ('folded', 34, 1): 26.72,
+    ('affine', 18, 1): 29.3,
+    ('resnet', 18, 1): 30.24,
+    ('resnet', 34, 1): 26.69,
+    ('resnet', 50, 1): 23.85,
+    ('resnet', 101, 1): 22.63,
+    ('resnet', 50, 2): 21.53,
+}
+
+
+def group_list(text):
+    """An argparse type: '2,3' -> [2, 3]."""
+    if not re.fullmatch('[0-3](,[0-3])*', text) or len(set(text.split(','))) != len(
+        text.split(',')
+    ):
+        raise argparse.ArgumentTypeError(
+            f'{text[:40]!r} is not a list of different groups of 0 to 3, such as 2,3'
+        )
+    return [int(g) for g in text.split(',')]
+
+
+parser = utils.Parser(__doc__)
+# fmt: off
+parser.add_argument('--imagenetpath', metavar='DIR', help='photographs: DIR/train/CLASS/* and DIR/val/CLASS/*')
+parser.add_argument('--depth', default=18, type=number(int, 1), help='depth of the ResNet: 18, 34, 50, 101 or 152 (paper: 18; default: 18)')
+parser.add_argument('--width', default=1.0, type=number(above=0), help='factor of its channels (paper: 1; default: 1)')
+parser.add_argument('--image_size', default=224, type=number(int, 32, 1024), help='side of the crops in pixels (paper: 224); for testing the shorter side is made 256/224 of it')
+parser.add_argument('--teacher_params', default='', metavar='FILE', help='weights of the teacher, or its run folder: any layout that README lists (default: none)')
+parser.add_argument('--student_params', default='', metavar='FILE', help='weights that the student starts from (default: random)')
+parser.add_argument('--finetune', action='store_true', help='replace the head of --student_params for the classes at hand, keep batch norms and the first group fixed (paper: Table 4)')
+parser.add_argument('--alpha', type=number(low=0, high=1), help='weight of knowledge distillation, 0 to 1 (paper: not found to help; default: 0)')
+parser.add_argument('--temperature', default=4.0, type=number(above=0, high=1e6), help='temperature of knowledge distillation (paper: 4)')
+parser.add_argument('--beta', type=number(low=0), help='weight of attention transfer (paper: not stated; default: 1e+3 with a teacher and no --alpha, else 0)')
+parser.add_argument('--at_groups', default=[0, 1, 2, 3], type=group_list, metavar='LIST', help='groups whose maps are transferred (paper: 2,3; default, and published code: 0,1,2,3)')
+parser.add_argument('--at_start', default=1, type=number(int, 1), metavar='EPOCH', help='first epoch with attention transfer (paper: 60; default, and published code: 1)')
+parser.add_argument('--checkpoint_minutes', default=10.0, type=number(above=0), help='minutes between checkpoints inside an epoch (default: 10)')
+parser.add_argument('--check_images', action='store_true', help='decode every image before training, and list those that are broken')
+parser.add_argument('--skip_broken', action='store_true', help='put the next image in place of a broken one, and count them in the log; else the first one stops the run')
+utils.add_training_options(parser, batch_size=256, lr=0.1, epochs=PUBLISHED_EPOCHS, weight_decay=1e-4, epoch_step=PUBLISHED_STEPS, lr_decay_ratio=0.1)
+# fmt: on
+
+
+# ---------------------------------------------------------------- options
+
+
+def complete(opt):
+    """The options with what was left open filled in. Raises UserError where they contradict each other."""
+    opt = argparse.Namespace(**vars(opt))
+    resnet.check_resnet(opt.depth, opt.width)
+    utils.complete_losses(opt, 'teacher_params')
+    if not opt.imagenetpath:
+        raise UserError('--imagenetpath: give the folder that holds train/CLASS/* and val/CLASS/*')
+    if opt.finetune and not opt.student_params:
+        raise UserError('--finetune: needs the weights to start from; give --student_params')
+    if opt.batch_size < world_size():
+        raise UserError(
+            f'--batch_size {opt.batch_size}: must be at least {world_size()}, the number of processes of torchrun'
+        )
+    if world_size() > 1 and opt.ngpu > 1:
+        raise UserError(f'--ngpu {opt.ngpu}: under torchrun a process has one GPU; leave it out')
+    if opt.epoch_step is None:
+        opt.epoch_step = utils.scaled_steps(PUBLISHED_STEPS, PUBLISHED_EPOCHS, opt.epochs)
+    if not opt.save:
+        opt.save = os.path.join('logs', run_name(opt))
+    return opt
+
+
+def run_name(opt):
+    """Data, net, teacher, and whatever else is not as published: ILSVRC2012_resnet-18-1_resnet-34-export_beta1000_seed0."""
+    net = f'resnet-{opt.depth}-{opt.width:g}'
+    parts = [Path(opt.imagenetpath).resolve().name, net, utils.without_suffix(opt.teacher_params)]
+    said = {'depth', 'width', 'teacher_params'}
+    return utils.run_name(parts, opt, parser, said, PUBLISHED_STEPS, PUBLISHED_EPOCHS)
+
+
+# ---------------------------------------------------------------- processes of torchrun: ranks
+
+
+def rank():
+    return int(os.environ.get('RANK', 0))
+
+
+def world_size():
+    return int(os.environ.get('WORLD_SIZE', 1))
+
+
+def open_device(opt):
+    """(device, device_ids) of this process; under torchrun the processes join, each with a GPU of its own where there are any."""
+    device, device_ids = utils.choose_device(opt)
+    if world_size() > 1:
+        if device.type == 'cuda':
+            device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
+            if device.index >= torch.cuda.device_count():
+                raise UserError(
+                    f'torchrun: {device.index + 1} processes or more on a machine with {torch.cuda.device_count()} GPUs'
+                )
+            torch.cuda.set_device(device)
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        device_ids = [device]
+    return device, device_ids
+
+
+def from_first(value):
+    """The first rank's value, in every rank."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def from_all(tensor):
+    """[ranks, *]: the tensors of all ranks, in each of them."""
+    if world_size() == 1:
+        return tensor[None]
+    device = (
+        torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else 'cpu'
+    )
+    gathered = [torch.empty_like(tensor, device=device) for _ in range(world_size())]
+    dist.all_gather(gathered, tensor.to(device))
+    return torch.stack(gathered).cpu()
+
+
+def say(text, file=None):
+    if rank() == 0:
+        print(text, file=file or sys.stdout, flush=True)
+
+
+# ---------------------------------------------------------------- data
+
+
+class Photographs:
+    """The files of a train or val folder: `files`, `labels` int64 [N], `classes`; decoded in batches when they are needed."""
+
+    def __init__(self, folder):
+        self.files = [file for files in folder.values() for file in files]
+        self.labels = torch.tensor([c for c, files in enumerate(folder.values()) for _ in files])
+        self.classes = list(folder)
+        self.broken = set()
+
+    def batches(self, batches, view, opt, device):
+        """(images, labels) on the device for each index tensor of `batches`; view(file, i, out) fills the image of sample i."""
+
+        def one(i, out):
+            i = int(i)
+            for j in range(i, i + len(self.files)):
+                file = self.files[j % len(self.files)]
+                try:
+                    return view(file, i, out)
+                except data.UserError:
+                    if not opt.skip_broken:
+                        raise
+                    self.broken.add(str(file))
+            raise UserError(f'--imagenetpath {opt.imagenetpath}: every image is broken')
+
+        loaded = data.load_batches(
+            batches, one, opt.image_size, opt.nthread, pin=device.type == 'cuda'
+        )
+        return on_device(loaded, self.labels, device)
+
+
+def on_device(loaded, labels, device):
+    """(images, labels) of each batch; on a GPU the next one is copied while the step runs."""
+    with contextlib.closing(loaded):
+        if device.type != 'cuda':
+            for index, images in loaded:
+                yield images.to(device), labels[index].to(device)
+            return
+        stream, ready = torch.cuda.Stream(device), None
+        for index, images in loaded:
+            with torch.cuda.stream(stream):
+                targets = labels[index].pin_memory()
+                batch = [v.to(device, non_blocking=True) for v in (images, targets)]
+            if ready is not None:
+                yield ready
+            torch.cuda.current_stream(device).wait_stream(stream)
+            for v in batch:
+                v.record_stream(torch.cuda.current_stream(device))
+            ready = batch
+        if ready is not None:
+            yield ready
+
+
+def open_photographs(opt):
+    """(train, val) Photographs of --imagenetpath. With --check_images all are decoded once."""
+    train, val = (
+        Photographs(folder) for folder in data.scan_folder(opt.imagenetpath, '--imagenetpath')
+    )
+    if opt.check_images and rank() == 0:
+        broken = data.find_broken([*train.files, *val.files], opt.nthread)
+        for message in broken:
+            print(message, file=sys.stderr)
+        if broken and not opt.skip_broken:
+            raise UserError(
+                f'--check_images: {len(broken)} images are broken (listed above); remove them, or give --skip_broken'
+            )
+    return train, val
+
+
+# ---------------------------------------------------------------- nets
+
+
+def load_student(opt, num_classes):
+    """(f, params) of the net to train: of --student_params, or new. With --finetune its head is new, and what stays fixed needs no gradient."""
+    torch.manual_seed(data.seed_of(opt.seed, 'initial values', opt.depth, opt.width))
+    if not opt.student_params:
+        return resnet.resnet(opt.depth, opt.width, num_classes)
+    f, params, _ = load_net_for(opt, 'student_params')
+    depth, width, classes = resnet.net_shape(params)
+    if (depth, width) != (opt.depth, opt.width):
+        raise UserError(
+            f'--student_params {opt.student_params}: has depth {depth} and width {width:g}; --depth {opt.depth}, --width {opt.width:g}'
+        )
+    if opt.finetune:
+        head = utils.linear_params(params['fc.weight'].shape[1], num_classes)
+        params |= {f'fc.{k}': v for k, v in head.items()}
+    elif classes != num_classes:
+        raise UserError(
+            f'--student_params {opt.student_params}: has {classes} classes, the data {num_classes}; --finetune replaces the head'
+        )
+    for name, value in params.items():
+        value.requires_grad_(not utils.is_statistic(name) and not (opt.finetune and is_fixed(name)))
+    return f, params
+
+
+def is_fixed(name):
+    """Whether fine-tuning leaves a parameter alone (section 4.2 of the paper): batch norms, the first group, and what lies before it."""
+    return (
+        name.startswith(('conv0', 'bn0', 'affine0', 'group0.'))
+        or re.search(r'\b(bn\w*|affine\w*)\.\w+$', name) is not None
+    )
+
+
+def load_net_for(opt, option):
+    """(f, params, records) of the net that the option names, which must have four groups."""
+    f, params, records = resnet.load_net(getattr(opt, option))
+    if len(resnet.count_blocks(params)) != 4:
+        raise UserError(
+            f'--{option} {getattr(opt, option)}: has no four groups; nets for small images are for cifar.py'
+        )
+    return f, params, records
+
+
+def test_teacher(f, params, records, val, opt, device):
+    """Top-1 accuracy of the teacher in per cent on a fixed sample of 2,000 validation images, None where its classes are others. Warns where
+    that is far from its own log, or from the figure known for such a net."""
+    if not utils.same_classes(params, records, val.classes):
+        say(f'teacher {opt.teacher_params}: has other classes, so that its accuracy is not tested')
+        return None
+    sample = data.epoch_order(len(val.labels), 0, 0)[:2000].sort().values
+    _, (acc, _) = test(f, params, val, opt, device, sample)
+    say(
+        f'teacher {opt.teacher_params}: test accuracy {acc:.2f} % on {len(sample)} validation images'
+    )
+    depth, width, num_classes = resnet.net_shape(params)
+    error = KNOWN_ERRORS.get((resnet.layout(params), depth, width)) if num_classes == 1000 else None
+    logged = records[-1].get('test_acc') if records else None
+    expected = (
+        logged[0] if isinstance(logged, list) and logged else None if error is None else 100 - error
+    )
+    # Three standard deviations of a share among so many images.
+    if isinstance(expected, (int, float)) and not expected - acc <= 300 * math.sqrt(
+        0.25 / len(sample)
+    ):
+        say(
+            f'warning: teacher {opt.teacher_params} has test accuracy {acc:.2f} %, but {str(expected)[:6]} % is known of it: are these its weights?',
+            sys.stderr,
+        )
+    return acc
+
+
+# ---------------------------------------------------------------- loss
+
+
+def normalize(images):
+    return data.normalize(images, data.IMAGENET_MEAN, data.IMAGENET_STD)
+
+
+def make_loss(f_student, f_teacher, opt, device_ids):
+    """loss(images, targets, params, transfer) -> (loss, float32 [terms]), the terms as term_names lists them; transfer: whether the maps
+    count in this epoch."""
+    dtype = {'float': torch.float32, 'bfloat16': torch.bfloat16}[opt.dtype]
+
+    def f(x, params, training):
+        x = normalize(x).to(dtype)
+        y_s, g_s = f_student(x, params, training, 'student.')
+        if f_teacher is None:
+            return y_s, None, []
+        with torch.no_grad():
+            y_t, g_t = f_teacher(x, params, False, 'teacher.')
+        return y_s, y_t, [utils.at_loss(g_s[g], g_t[g]) for g in opt.at_groups]
+
+    def loss(images, targets, params, transfer):
+        y_s, y_t, at_losses = utils.data_parallel(f, images, params, not opt.finetune, device_ids)
+        loss = task = utils.distillation(y_s, y_t, targets, opt.temperature, opt.alpha)
+        if opt.beta and transfer:
+            loss = task + opt.beta * sum(at_losses)
+        return loss, torch.stack(
+            [loss, task, *at_losses, *top_1_and_5(y_s.detach(), targets)]
+        ).detach()
+
+    return loss
+
+
+def top_1_and_5(logits, targets):
+    """Accuracies of a batch in per cent: whether the label is the likeliest class, or one of the five likeliest."""
+    found = logits.topk(min(5, logits.shape[1]), 1).indices == targets[:, None]
+    return [100 * found[:, :k].any(1).float().mean() for k in (1, 5)]
+
+
+def term_names(opt):
+    ats = [f'at_loss of group {g}' for g in opt.at_groups] if opt.teacher_params else []
+    return ['loss', 'distillation', *ats, 'top-1', 'top-5']
+
+
+class Student(torch.nn.Module):
+    """The loss as a module that owns the student's parameters and statistics: what DistributedDataParallel asks for. Gradients become
+    means over the ranks, statistics the first rank's."""
+
+    def __init__(self, loss_of, params):
+        super().__init__()
+        self.loss_of, self.params = loss_of, params
+        for i, (name, value) in enumerate(params.items()):
+            if name.startswith('student.') and value.requires_grad:
+                params[name] = torch.nn.Parameter(value)
+                self.register_parameter(str(i), params[name])
+            elif name.startswith('student.'):
+                self.register_buffer(str(i), value)
+
+    def forward(self, images, targets, transfer):
+        return self.loss_of(images, targets, self.params, transfer)
+
+
+# ---------------------------------------------------------------- training and testing
+
+
+def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint):
+    """One pass over the training images, from where `begun`, a checkpoint or None, left it. Returns {train_loss, train_acc, at_losses},
+    means over samples.
+
+    checkpoint(step, sums) is called after each step but the last, and writes one where it is time. Raises UserError, status 1, where a
+    term of the loss is not finite: it looks every 20 steps, as a look stops the device."""
+    n, world, names = len(train.labels), world_size(), term_names(opt)
+    batches = data.epoch_order(n, opt.seed, epoch).split(opt.batch_size)
+    # Ranks split a batch. One that gets nothing of the last, smaller one takes its first image with weight 0.
+    mine = [b[rank() :: world] if len(b) > rank() else b[:1] for b in batches]
+    weights = [len(b[rank() :: world]) for b in batches]
+    start, sums = resumed_sums(begun, len(names))
+    transfer, rows, looked = epoch >= opt.at_start, [], start
+
+    def view(file, i, out):
+        return data.train_view(file, opt.image_size, opt.seed, epoch, i, out)
+
+    with data.quiet_decoders() as stderr:
+        bar = tqdm(
+            total=n,
+            initial=sum(map(len, batches[:start])),
+            desc=f'epoch {epoch}/{opt.epochs}',
+            unit=' images',
+            leave=False,
+            file=stderr,
+            disable=rank() != 0 or not stderr.isatty(),
+        )
+        with bar, contextlib.closing(train.batches(mine[start:], view, opt, device)) as loaded:
+            for step, (images, targets) in enumerate(loaded, start):
+                loss, terms = step_of(images, targets, transfer)
+                if (
+                    world > 1
+                ):  # the plain mean of the ranks' gradients is taken, but a rank counts by its images
+                    loss = loss * (weights[step] * world / len(batches[step]))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                rows.append(terms)
+                bar.update(len(batches[step]))
+                last = step + 1 == len(batches)
+                wanted = not last and checkpoint.wanted(step + 1)
+                if (step + 1) % 20 == 0 or last or wanted:
+                    recent = torch.stack(rows).cpu()
+                    utils.check_finite(recent, names, epoch, looked, opt.save)
+                    for row, weight in zip(recent.double(), weights[looked:]):
+                        sums += row * weight
+                    bar.set_postfix_str(
+                        f'loss {recent[:, 0].mean():.3f}, top-1 {recent[:, -2].mean():.1f} %'
+                    )
+                    rows, looked = [], step + 1
+                if wanted:
+                    checkpoint.write(step + 1, sums)
+
+    meters = [meter.AverageValueMeter() for _ in names]
+    for m, value in zip(meters, from_all(sums).sum(0).tolist()):
+        m.add(value, n)
+    train_loss, _, *at_losses, top_1, top_5 = (float(m.value()[0]) for m in meters)
+    return {'train_loss': train_loss, 'train_acc': [top_1, top_5], 'at_losses': at_losses}
+
+
+def resumed_sums(begun, n):
+    """(the step that a checkpoint was written after, this rank's sums of the terms until then, float64 [n])."""
+    if not begun or not begun['step']:
+        return 0, torch.zeros(n, dtype=torch.double)
+    sums = torch.tensor(begun['sums'], dtype=torch.double)
+    if len(sums) != world_size():  # another number of ranks goes on
+        sums = F.pad(sums.sum(0, keepdim=True), (0, 0, 0, world_size() - 1))
+    return begun['step'], sums[rank()]
+
+
+@torch.inference_mode()
+def test(f, params, val, opt, device, sample=None, base=''):
+    """(mean cross-entropy, [top-1, top-5] accuracy in per cent) of a net in float32, single crop; every image counts once, whatever the
+    number of ranks. sample: indices to test on (default: all)."""
+    index = torch.arange(len(val.labels)) if sample is None else sample
+    sums = torch.zeros(3, dtype=torch.double)
+
+    def view(file, i, out):
+        return data.centre_view(file, opt.image_size, out)
+
+    with data.quiet_decoders():
+        for images, targets in val.batches(
+            index[rank() :: world_size()].split(100), view, opt, device
+        ):
+            logits, _ = f(normalize(images), params, False, base)
+            loss = F.cross_entropy(logits, targets)
+            sums += len(targets) * torch.stack([loss, *top_1_and_5(logits, targets)]).cpu().double()
+    loss, *acc = (from_all(sums).sum(0) / len(index)).tolist()
+    return loss, acc
+
+
+# ---------------------------------------------------------------- main
+
+
+class Checkpoints:
+    """Those inside an epoch: every --checkpoint_minutes, and at the step after SIGUSR1, or after SIGTERM or SIGINT, which then end the run."""
+
+    def __init__(self, opt, make):
+        self.opt, self.make = opt, make
+        self.signals, self.last = [], time.time()
+        for signum in signal.SIGTERM, signal.SIGINT, signal.SIGUSR1:
+            signal.signal(signum, self.ask)
+
+    def ask(self, signum, frame):
+        if signum in self.signals and signum != signal.SIGUSR1:  # a second time: at once
+            raise utils.Stopped(signum)
+        self.signals.append(signum)
+
+    def wanted(self, step):
+        due = bool(self.signals) or time.time() - self.last > 60 * self.opt.checkpoint_minutes
+        if world_size() == 1:
+            return due
+        # All ranks must come to the same answer; they talk about it every ten steps.
+        if step % 10:
+            return False
+        answer = torch.tensor([due], dtype=torch.uint8)
+        return bool(from_all(answer).any())
+
+    def write(self, step, sums):
+        checkpoint = self.make(step, [row.tolist() for row in from_all(sums)])
+        if rank() == 0:
+            utils.save_checkpoint(self.opt.save, checkpoint)
+        self.last = time.time()
+        self.stop()
+
+    def stop(self):
+        """Ends the run where a signal has asked for it, in any rank."""
+        asked = max([s for s in self.signals if s != signal.SIGUSR1], default=0)
+        self.signals.clear()
+        if asked := int(from_all(torch.tensor([int(asked)])).max()):
+            raise utils.Stopped(asked)
+
+
+def main(argv=None):
+    opt, given = parser.parse(argv)
+    if opt.evaluate:
+        return evaluate(opt)
+
+    checkpoint, folder = utils.find_checkpoint(opt, given, parser, lambda opt: complete(opt).save)
+    if opt.teacher_params and opt.alpha is None and opt.beta is None:
+        say('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
+    opt = complete(opt)
+    say(f'run folder: {opt.save}')
+    utils.check_writable(opt.save)
+    here = checkpoint is not None and os.path.realpath(folder) == os.path.realpath(opt.save)
+    if rank() == 0 and utils.holds_run(opt.save) and not here:
+        raise UserError(
+            f'--save {opt.save}: holds a run already; go on with it by --resume, or choose another folder'
+        )
+    if here and checkpoint['epoch'] >= opt.epochs:
+        if rank() == 0:
+            with utils.open_folder(opt.save, checkpoint):
+                utils.agree(opt.save, checkpoint)
+        say(f'finished: {checkpoint["epoch"]} epochs are done')
+        return
+
+    device, device_ids = open_device(opt)
+    utils.keep_freed_memory()
+    checkpoint, here = from_first((checkpoint, here))
+    f_student, f_teacher, params, train_set, val, facts = prepare(opt, device, checkpoint)
+    loss_of = make_loss(f_student, f_teacher, opt, device_ids)
+    if opt.compile and utils.compiler_works(device):
+        # Each batch shape by itself, so that a resumed run runs the same graphs.
+        loss_of = torch.compile(loss_of, dynamic=False)
+    step_of = Student(loss_of, params)
+    if world_size() > 1:
+        step_of = DistributedDataParallel(
+            step_of, device_ids=device_ids if device.type == 'cuda' else None
+        )
+    params_s = {
+        k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')
+    }
+    optimizer = utils.make_optimizer(
+        trainable(params_s),
+        opt,
+        checkpoint['epoch'] + (checkpoint['step'] > 0) if checkpoint else 1,
+    )
+    if checkpoint:
+        utils.load_optimizer(optimizer, checkpoint)
+    with (
+        utils.open_folder(opt.save, checkpoint if here else None)
+        if rank() == 0
+        else contextlib.nullcontext()
+    ):
+        if checkpoint and rank() == 0:
+            (utils.agree if here else utils.save_run)(opt.save, checkpoint)
+        train(
+            opt, step_of, f_student, params_s, optimizer, train_set, val, facts, checkpoint, device
+        )
+    if world_size() > 1:
+        dist.destroy_process_group()
+
+
+def trainable(params):
+    return [v for v in params.values() if v.requires_grad]
+
+
+def prepare(opt, device, checkpoint):
+    """(f_student, f_teacher, params, train, val, facts): `params` of both nets on the device, with prefixes student. and teacher., and as
+    facts what a continuation must find unchanged."""
+    f_teacher, params_t, records = (
+        load_net_for(opt, 'teacher_params') if opt.teacher_params else (None, {}, [])
+    )
+    train_set, val = open_photographs(opt)
+    if opt.alpha and not utils.same_classes(params_t, records, val.classes):
+        raise UserError(
+            f'--teacher_params {opt.teacher_params}: --alpha needs a teacher of the same classes; '
+            f'it has {len(params_t["fc.bias"])}, the data {len(val.classes)}'
+        )
+    f_student, params_s = load_student(opt, len(val.classes))
+    if checkpoint:
+        grads = {k: v.requires_grad for k, v in params_s.items()}
+        params_s = utils.check_params(checkpoint['params'], params_s, f'--resume {opt.resume}')
+        params_s = {k: v.requires_grad_(grads[k]) for k, v in params_s.items()}
+    names = [os.path.relpath(file, opt.imagenetpath) for file in train_set.files + val.files]
+    facts = {
+        'data': zlib.crc32('\n'.join(names).encode()),
+        'teacher': utils.crc(params_t.values()),
+        'teacher_test_acc': None,
+    }
+    if checkpoint:
+        utils.check_facts(facts, checkpoint)
+    params_s, params_t = (utils.to_device(p, device) for p in (params_s, params_t))
+    if checkpoint:
+        facts['teacher_test_acc'] = checkpoint['facts'].get('teacher_test_acc')
+    elif f_teacher:
+        facts['teacher_test_acc'] = test_teacher(f_teacher, params_t, records, val, opt, device)
+    params = {f'student.{k}': v for k, v in params_s.items()} | {
+        f'teacher.{k}': v for k, v in params_t.items()
+    }
+    return f_student, f_teacher, params, train_set, val, facts
+
+
+def train(opt, step_of, f, params_s, optimizer, train_set, val, facts, begun, device):
+    """The epochs, from the checkpoint `begun` on; after each the run folder is written, and a line."""
+    done, log = (begun['epoch'], list(begun['log'])) if begun else (0, [])
+    about = {
+        'teacher_test_acc': facts['teacher_test_acc'],
+        'initial_lr': opt.lr,
+        'n_parameters': sum(v.numel() for v in trainable(params_s)),
+        'num_classes': len(val.classes),
+        'classes': val.classes,
+        'processes': world_size(),
+        'torch': torch.__version__,
+    }
+    say(
+        f'{about["n_parameters"]:,} trained parameters; {len(train_set.labels):,} images of {len(val.classes)} classes'
+    )
+    curves = utils.open_curves(opt.save, log) if opt.tensorboard and rank() == 0 else None
+
+    def make(step, sums):
+        checkpoint = utils.make_checkpoint(params_s, optimizer, opt, done, log, facts, step, sums)
+        main.hint = f'the same command with --resume goes on after step {step} of epoch {done + 1}'
+        return checkpoint
+
+    checkpoints = Checkpoints(opt, make)
+
+    def end_epoch(epoch, stats, train_time):
+        start = time.time()
+        test_loss, test_acc = test(f, params_s, val, opt, device)
+        if not math.isfinite(test_loss):
+            raise UserError(
+                f'epoch {epoch}: the test loss is {test_loss}; {opt.save} is kept as after its last checkpoint',
+                status=1,
+            )
+        stats |= {
+            'test_loss': test_loss,
+            'test_acc': test_acc,
+            'lr': utils.learning_rate(max(epoch, 1), opt),
+        }
+        stats['broken_images'] = len(train_set.broken | val.broken)
+        times = {'train_time': train_time, 'test_time': time.time() - start}
+        record = utils.run_options(opt) | {'epoch': epoch} | stats | about | times
+        log.append(utils.json_stats(record))
+        checkpoint = utils.make_checkpoint(params_s, optimizer, opt, epoch, log, facts)
+        main.hint = f'the same command with --resume goes on after epoch {epoch} of {opt.epochs}'
+        if rank() == 0:
+            utils.save_run(opt.save, checkpoint)
+            if curves:
+                utils.write_curves(curves, record)
+        checkpoints.last = time.time()
+        say(utils.epoch_line(record))
+
+    main.hint = f'the same command with --resume goes on after epoch {done} of {opt.epochs}'
+    if opt.epochs == 0 and not log:
+        end_epoch(0, {'train_loss': None, 'train_acc': None, 'at_losses': []}, 0.0)
+    while done < opt.epochs:
+        epoch = done + 1
+        if epoch in opt.epoch_step and not (begun and begun['step']):
+            # A new optimizer: momentum restarts at a drop, as published.
+            optimizer = utils.make_optimizer(trainable(params_s), opt, epoch)
+        start = time.time()
+        stats = train_epoch(epoch, step_of, train_set, optimizer, opt, device, begun, checkpoints)
+        end_epoch(epoch, stats, time.time() - start)
+        done, begun = epoch, None
+        checkpoints.stop()
+
+
+def evaluate(opt):
+    """--evaluate: prints one json_stats line, and the errors."""
+    if not opt.imagenetpath:
+        raise UserError('--evaluate: give the photographs to test on, --imagenetpath')
+    device, _ = open_device(opt)
+    f, params, records = resnet.load_net(opt.evaluate)
+    _, val = open_photographs(opt)
+    if not utils.same_classes(params, records, val.classes):
+        raise UserError(
+            f'--evaluate {opt.evaluate}: has {len(params["fc.bias"])} classes, the data {len(val.classes)} ({utils.listing(val.classes)})'
+        )
+    params = utils.to_device(params, device)
+    start = time.time()
+    test_loss, test_acc = test(f, params, val, opt, device)
+    seconds = time.time() - start
+    if not math.isfinite(test_loss):
+        raise UserError(f'--evaluate {opt.evaluate}: the test loss is {test_loss}', status=1)
+    record = {
+        'evaluate': opt.evaluate,
+        'layout': resnet.layout(params),
+        'test_acc': test_acc,
+        'test_loss': test_loss,
+        'n_parameters': sum(v.numel() for k, v in params.items() if not utils.is_statistic(k)),
+        'multiply_adds': utils.multiply_adds(f, params, (opt.image_size, opt.image_size), device),
+        'images_per_second': len(val.labels) / seconds,
+        'broken_images': len(val.broken),
+        'test_time': seconds,
+    }
+    say(utils.json_stats(record))
+
+
+if __name__ == '__main__':
+    sys.exit(utils.call_main(main))

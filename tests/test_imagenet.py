@@ -1,0 +1,497 @@
+"""imagenet.py as its users meet it, on a tiny tree of photographs: training, fine-tuning, kills inside epochs, several processes."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from PIL import Image
+from torchvision import transforms
+
+import imagenet
+import resnet
+import utils
+from test_resnet import AffineNet, fold, torchvision_net
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ['--image_size', '32', '--width', '0.25', '--batch_size', '12', '--nthread', '1']
+
+
+def make_photographs(root, classes=('beach', 'city', 'wood'), train=14, val=5):
+    """JPEGs of many sizes, one of them grey, whose colour tells the class a little."""
+    rng = np.random.default_rng(0)
+    for split, n in ('train', train), ('val', val):
+        for c, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(n):
+                size = rng.integers(40, 120, 2)
+                image = cv2.resize(
+                    rng.integers(0, 256, (7, 9, 3), np.uint8), size, interpolation=cv2.INTER_CUBIC
+                )
+                image[..., c] = np.minimum(255, image[..., c] + 40.0)
+                cv2.imwrite(str(root / split / name / f'{i}.jpg'), image if i else image[..., 0])
+    return root
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    """Photographs in set/, and as teacher.hkl a folded ResNet-18 with the 3 classes."""
+    home = tmp_path_factory.mktemp('imagenet')
+    make_photographs(home / 'set')
+    torch.manual_seed(0)
+    _, params = torchvision_net(18, num_classes=3)
+    utils.save_params(home / 'teacher.hkl', fold(params))
+    return home
+
+
+def run(home, *options, monkeypatch=None, small=SMALL):
+    """(exit status, what imagenet.main printed is left to capsys) of a run in this process."""
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, 'argv', ['imagenet.py'])
+    return utils.call_main(imagenet.main, ['--imagenetpath', 'set', *small, *map(str, options)])
+
+
+def words(*options, processes=1):
+    launch = [sys.executable]
+    if processes > 1:
+        launch += [
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc_per_node',
+            str(processes),
+        ]
+    return [*launch, str(ROOT / 'imagenet.py'), '--imagenetpath', 'set', *SMALL, *map(str, options)]
+
+
+def command(home, *options, processes=1, wait=True):
+    keep = {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')}
+    env = keep | {'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
+    pipes = {
+        'stdout': subprocess.PIPE,
+        'stderr': subprocess.PIPE,
+        'text': True,
+        'cwd': home,
+        'env': env,
+    }
+    process = subprocess.Popen(words(*options, processes=processes), **pipes)
+    if not wait:
+        return process
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def log_of(folder, drop=('save',)):
+    records = utils.read_log(folder / 'log.txt')
+    return [{k: v for k, v in r.items() if 'time' not in k and k not in drop} for r in records]
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_a_student_learns_from_a_release_and_keeps_it_out_of_its_weights(home, monkeypatch, capsys):
+    status = run(
+        home,
+        '--teacher_params',
+        'teacher.hkl',
+        '--epochs',
+        2,
+        '--save',
+        'logs/at',
+        '--epoch_step',
+        '[2]',
+        monkeypatch=monkeypatch,
+    )
+    out, err = capsys.readouterr()
+    assert status == 0 and not err, err
+    assert '--beta 1e+3' in out and 'teacher teacher.hkl: test accuracy' in out
+    records = utils.read_log(home / 'logs/at/log.txt')
+    assert [r['epoch'] for r in records] == [1, 2] and [r['lr'] for r in records] == pytest.approx(
+        [0.1, 0.01]
+    )
+    last = records[-1]
+    assert len(last['at_losses']) == 4 and len(last['test_acc']) == len(last['train_acc']) == 2
+    assert {a.dest for a in imagenet.parser._actions} - {
+        'help',
+        'resume',
+        'evaluate',
+    } <= last.keys()
+    assert last['classes'] == ['beach', 'city', 'wood'] and last['beta'] == 1000
+    names = utils.load_params(home / 'logs/at/model.hkl').keys()
+    assert names == resnet.resnet(18, 0.25, 3)[1].keys()
+
+
+def test_the_loss_has_the_chosen_groups_and_starts_at_the_chosen_epoch(home):
+    torch.manual_seed(1)
+    f_s, params_s = resnet.resnet(18, 0.25, 3)
+    f_t, params_t, _ = resnet.load_net(home / 'teacher.hkl')
+    opt = imagenet.parser.parse_args(['--beta', '100', '--alpha', '0', '--at_groups', '1,3'])
+    params = {f'student.{k}': v for k, v in params_s.items()} | {
+        f'teacher.{k}': v for k, v in params_t.items()
+    }
+    images, targets = torch.randint(0, 256, (6, 48, 40, 3), dtype=torch.uint8), torch.arange(6) % 3
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x = ((images / 255 - mean) / std).permute(0, 3, 1, 2)
+    y, g_s = f_s(x, {k: v.detach().clone() for k, v in params_s.items()}, True)
+    g_t = f_t(x, params_t, False)[1]
+    maps = [[g.pow(2).sum(1).flatten(1) for g in (g_s[i], g_t[i])] for i in (1, 3)]
+    ats = [
+        (a / a.norm(dim=1, keepdim=True) - b / b.norm(dim=1, keepdim=True)).pow(2).mean()
+        for a, b in maps
+    ]
+    task = torch.nn.functional.cross_entropy(y, targets)
+    loss_of = imagenet.make_loss(f_s, f_t, opt, ['cpu'])
+    for transfer, expected in (True, task + 100 * sum(ats)), (False, task):
+        loss, terms = loss_of(
+            images, targets, {k: v.detach().clone() for k, v in params.items()}, transfer
+        )
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+        assert terms[2:4].tolist() == pytest.approx([a.item() for a in ats], rel=1e-3)
+    assert terms[-2].item() == pytest.approx(100 * (y.argmax(1) == targets).float().mean().item())
+    assert terms[-1].item() == 100, 'three classes are within the first five'
+
+
+def test_at_start_is_the_first_epoch_with_maps(home, monkeypatch):
+    options = [
+        '--teacher_params',
+        'teacher.hkl',
+        '--beta',
+        '1e4',
+        '--epochs',
+        2,
+        '--epoch_step',
+        '[9]',
+        '--seed',
+        2,
+    ]
+    for start in 1, 2, 3:
+        assert (
+            run(
+                home,
+                *options,
+                '--at_start',
+                start,
+                '--save',
+                f'logs/start{start}',
+                monkeypatch=monkeypatch,
+            )
+            == 0
+        )
+    losses = [[r['train_loss'] for r in log_of(home / f'logs/start{s}')] for s in (1, 2, 3)]
+    assert losses[1][0] == losses[2][0] != losses[0][0] and losses[1][1] > losses[2][1]
+
+
+def test_fine_tuning_has_a_new_head_and_leaves_batch_norm_and_the_first_group_alone(
+    home, monkeypatch
+):
+    _, source = torchvision_net(18, num_classes=9)
+    torch.save(utils.to_torchvision(source), home / 'source.pth')
+    options = [
+        '--student_params',
+        'source.pth',
+        '--width',
+        1,
+        '--finetune',
+        '--epochs',
+        1,
+        '--epoch_step',
+        '[9]',
+        '--lr',
+        0.01,
+    ]
+    options += ['--teacher_params', 'teacher.hkl', '--at_groups', '2,3', '--save', 'logs/tuned']
+    assert run(home, *options, monkeypatch=monkeypatch) == 0
+    tuned = utils.load_params(home / 'logs/tuned/model.hkl')
+    assert tuned['fc.weight'].shape == (3, 512)
+    for name, value in source.items():
+        fixed = 'bn' in name or name == 'conv0' or name.startswith('group0')
+        if not name.startswith('fc'):
+            assert torch.equal(tuned[name], value) == fixed, name
+    n = sum(
+        v.numel()
+        for k, v in tuned.items()
+        if not ('bn' in k or k == 'conv0' or k.startswith('group0'))
+    )
+    assert utils.read_log(home / 'logs/tuned/log.txt')[0]['n_parameters'] == n
+
+
+def test_a_student_may_start_from_weights(home, monkeypatch, capsys):
+    _, source = torchvision_net(18, num_classes=3)
+    utils.save_params(home / 'three.hkl', source)
+    options = ['--student_params', 'three.hkl', '--width', 1, '--epochs', 0]
+    assert run(home, *options, '--save', 'logs/started', monkeypatch=monkeypatch) == 0
+    model = utils.load_params(home / 'logs/started/model.hkl')
+    assert all(torch.equal(model[k], v) for k, v in source.items())
+    torch.save(torchvision_net(18, num_classes=9)[1], home / 'nine.pth')
+    assert run(home, '--student_params', 'nine.pth', '--width', 1, monkeypatch=monkeypatch) == 2
+    assert '--finetune' in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def reference_accuracy(net, home):
+    """[top-1, top-5] of a module on set/val by torchvision's own pipeline, and the mean loss."""
+    pipeline = transforms.Compose(
+        [
+            transforms.Resize(37),  # 32 * 256 / 224
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    found = torchvision.datasets.ImageFolder(home / 'set/val', pipeline)
+    x, y = (torch.stack([found[i][0] for i in range(len(found))]), torch.tensor(found.targets))
+    with torch.no_grad():
+        logits = net.eval()(x)
+    return 100 * (logits.argmax(1) == y).double().mean().item(), torch.nn.functional.cross_entropy(
+        logits, y
+    ).item()
+
+
+def test_evaluate_recognises_every_layout(home, monkeypatch, capsys):
+    net, params = torchvision_net(18, num_classes=3)
+    torch.save(net.state_dict(), home / 'tv.pth')
+    safetensors.torch.save_file(net.state_dict(), home / 'tv.safetensors')
+    utils.save_params(home / 'ours.hkl', params)
+    utils.save_params(home / 'folded.hkl', fold(params))
+    acc, loss = reference_accuracy(net, home)
+    for name, layout in (
+        ('tv.pth', 'resnet'),
+        ('tv.safetensors', 'resnet'),
+        ('ours.hkl', 'resnet'),
+        ('folded.hkl', 'folded'),
+    ):
+        assert run(home, '--evaluate', name, monkeypatch=monkeypatch) == 0
+        stats = json.loads(capsys.readouterr().out.splitlines()[-1].removeprefix('json_stats: '))
+        assert stats['layout'] == layout and stats['test_acc'][1] == 100
+        assert stats['test_loss'] == pytest.approx(loss, rel=0.02) and stats['test_acc'][
+            0
+        ] == pytest.approx(acc, abs=7)
+        assert stats['images_per_second'] > 0
+    assert stats['n_parameters'] == sum(v.numel() for k, v in fold(params).items())
+    utils.save_params(home / 'affine.hkl', AffineNet(num_classes=3).p)
+    assert run(home, '--evaluate', 'affine.hkl', monkeypatch=monkeypatch) == 0
+    assert '"layout": "affine"' in capsys.readouterr().out
+
+
+def test_a_teacher_far_from_what_is_known_of_it_is_noticed(home, monkeypatch, capsys):
+    monkeypatch.setattr(imagenet, 'test', lambda *_: (1.0, [30.0, 50.0]))
+    val = type('Val', (), {'labels': torch.zeros(5000), 'classes': [str(i) for i in range(1000)]})
+    opt = imagenet.parser.parse_args(['--teacher_params', 'resnet-34-export.hkl'])
+    with torch.device('meta'):
+        _, params = resnet.resnet(34, 1, 1000)
+    assert imagenet.test_teacher(None, params, [], val, opt, 'cpu') == 30.0
+    out, err = capsys.readouterr()
+    assert '2000 validation images' in out and '73.31' in err and 'warning' in err
+    monkeypatch.setattr(imagenet, 'test', lambda *_: (1.0, [72.0, 90.0]))
+    imagenet.test_teacher(None, params, [], val, opt, 'cpu')
+    assert not capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- kills, several processes
+
+
+AT = [
+    '--teacher_params',
+    'teacher.hkl',
+    '--beta',
+    '100',
+    '--epochs',
+    3,
+    '--epoch_step',
+    '[3]',
+    '--seed',
+    7,
+]
+
+
+def test_killed_inside_epochs_and_resumed_the_run_ends_in_the_same_bits(home):
+    assert command(home, *AT, '--save', 'logs/whole').returncode == 0
+    options = [*AT, '--save', 'logs/killed', '--checkpoint_minutes', '1e-6', '--resume']
+    rng, steps = random.Random(0), []
+    for _ in range(3):
+        process = command(home, *options, wait=False)
+        path = home / 'logs/killed/checkpoint.pt'
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == before):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        steps.append((utils.load_checkpoint(path)['epoch'], utils.load_checkpoint(path)['step']))
+    done = command(home, *options)
+    assert done.returncode == 0, done.stderr
+    assert any(step for _, step in steps), steps
+    drop = ('save', 'checkpoint_minutes')
+    assert log_of(home / 'logs/killed', drop) == log_of(home / 'logs/whole', drop)
+    assert (home / 'logs/killed/model.hkl').read_bytes() == (
+        home / 'logs/whole/model.hkl'
+    ).read_bytes()
+
+
+@pytest.mark.parametrize('signum, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(home, signum, status):
+    folder = home / f'logs/signal{status}'
+    process = command(home, *AT, '--save', folder, '--epochs', 1000, wait=False)
+    for line in process.stdout:
+        if line.startswith('epoch 1/'):
+            break
+    process.send_signal(signum)
+    _, error = process.communicate(timeout=60)
+    assert (
+        process.returncode == status
+        and error.count('\n') == 1
+        and '--resume goes on after' in error
+    )
+    assert utils.load_checkpoint(folder)['epoch'] >= 1
+
+
+def test_sigusr1_writes_a_checkpoint_and_goes_on(home):
+    folder = home / 'logs/usr1'
+    process = command(home, *AT, '--save', folder, '--epochs', 1000, wait=False)
+    for line in process.stdout:
+        if line.startswith('epoch 1/'):
+            break
+    steps = set()
+    for _ in range(40):
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.05)
+        steps.add(utils.load_checkpoint(folder)['step'])
+    assert process.poll() is None and len(steps) > 1
+    process.kill()
+    process.communicate()
+
+
+def test_two_processes_are_one_with_the_same_batch(home):
+    """Fixed batch norm: every image is computed alike, however they are split. 42 images in batches of 12: the last has 6."""
+    _, source = torchvision_net(18, num_classes=9)
+    torch.save(utils.to_torchvision(source), home / 'start.pth')
+    options = [
+        '--student_params',
+        'start.pth',
+        '--width',
+        1,
+        '--finetune',
+        '--epochs',
+        2,
+        '--epoch_step',
+        '[2]',
+        '--lr',
+        0.01,
+    ]
+    options += ['--teacher_params', 'teacher.hkl', '--beta', 100]
+    assert command(home, *options, '--save', 'logs/one').returncode == 0
+    done = command(home, *options, '--save', 'logs/two', processes=2)
+    assert done.returncode == 0, done.stderr
+    one, two = (utils.load_params(home / f'logs/{n}/model.hkl') for n in ('one', 'two'))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
+    a, b = (utils.read_log(home / f'logs/{n}/log.txt') for n in ('one', 'two'))
+    for x, y in zip(a, b):
+        for key in 'train_loss', 'test_loss', 'test_acc', 'train_acc', 'at_losses':
+            assert x[key] == pytest.approx(y[key], rel=1e-4), key
+    assert b[-1]['processes'] == 2
+
+
+def test_two_processes_stopped_inside_an_epoch_go_on_to_the_same_bits(home):
+    options = [*AT, '--batch_size', 4, '--epochs', 2, '--epoch_step', '[2]']
+    done = command(home, *options, '--save', 'logs/pair', processes=2)
+    assert done.returncode == 0, done.stderr
+    stopped = [*options, '--save', 'logs/pair2', '--checkpoint_minutes', '1e-6', '--resume']
+    process = command(home, *stopped, processes=2, wait=False)
+    path = home / 'logs/pair2/checkpoint.pt'
+    while process.poll() is None and not path.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    subprocess.run(['pkill', '-9', '-f', 'logs/pair2'], check=False)
+    checkpoint = utils.load_checkpoint(path)
+    assert checkpoint['step'] % 10 == 0 and len(checkpoint['sums']) == 2
+    time.sleep(1)
+    done = command(home, *stopped, processes=2)
+    assert done.returncode == 0, done.stderr
+    drop = ('save', 'checkpoint_minutes')
+    assert log_of(home / 'logs/pair2', drop) == log_of(home / 'logs/pair', drop)
+    assert (home / 'logs/pair2/model.hkl').read_bytes() == (
+        home / 'logs/pair/model.hkl'
+    ).read_bytes()
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    'options, named',
+    [
+        (['--imagenetpath', 'nowhere'], 'nowhere'),
+        (['--imagenetpath', 'set/train'], 'train'),
+        (['--depth', '20'], 'depth 20'),
+        (['--at_groups', '4'], '--at_groups'),
+        (['--at_groups', '1,1'], '--at_groups'),
+        (['--at_start', '0'], '--at_start'),
+        (['--beta', '1e3'], '--teacher_params'),
+        (['--finetune'], '--student_params'),
+        (['--teacher_params', 'nobody.hkl'], 'nobody.hkl'),
+        (['--teacher_params', 'cifar.hkl'], 'four groups'),
+        (['--teacher_params', 'nine_classes.hkl', '--alpha', '0.5'], '--alpha'),
+        (['--student_params', 'teacher.hkl', '--depth', '34', '--width', '1'], '--depth 34'),
+        (['--resume', 'logs/nowhere'], 'logs/nowhere'),
+        (['--evaluate', 'cifar.hkl'], 'classes'),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(home, options, named, monkeypatch, capsys):
+    if not (home / 'cifar.hkl').exists():
+        utils.save_params(home / 'cifar.hkl', resnet.wrn(10, 1, 4)[1])
+        utils.save_params(home / 'nine_classes.hkl', fold(torchvision_net(18, num_classes=9)[1]))
+    before = sorted(str(p) for p in home.rglob('*'))
+    assert run(home, *options, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and error.startswith('imagenet.py: error: ') and named in error
+    assert sorted(str(p) for p in home.rglob('*')) == before
+
+
+def test_a_world_larger_than_the_batch_is_refused(home):
+    done = command(home, '--batch_size', 1, processes=2)
+    assert done.returncode != 0 and '--batch_size 1: must be at least 2' in done.stderr
+
+
+def test_a_broken_photograph_stops_the_run_by_name_or_is_counted(
+    home, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(home / 'set', tmp_path / 'set')
+    bad = tmp_path / 'set/train/city/3.jpg'
+    bad.write_bytes(bad.read_bytes()[:-40])
+    (tmp_path / 'set/val/wood/x.png').write_bytes(b'no image')
+    options = ['--epochs', 1, '--save', 'run']
+    assert run(tmp_path, *options, monkeypatch=monkeypatch) == 2
+    assert '3.jpg' in capsys.readouterr().err
+    assert run(tmp_path, *options, '--check_images', '--save', 'run2', monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert '3.jpg' in error and 'x.png' in error and '2 images are broken' in error
+    assert not (tmp_path / 'run2').exists()
+    assert run(tmp_path, *options, '--skip_broken', '--save', 'run3', monkeypatch=monkeypatch) == 0
+    assert utils.read_log(tmp_path / 'run3/log.txt')[0]['broken_images'] == 2
+
+
+def test_the_published_command_parses():
+    line = '--imagenetpath ~/ILSVRC2012 --depth 18 --width 1 --teacher_params resnet-34-export.hkl --gpu_id 0,1 --ngpu 2 --beta 1e+3 --save logs/at_18_34'
+    opt = imagenet.complete(imagenet.parser.parse(line.split())[0])
+    assert (opt.epochs, opt.epoch_step, opt.batch_size, opt.weight_decay) == (
+        100,
+        [30, 60, 90],
+        256,
+        1e-4,
+    )
+    assert opt.at_groups == [0, 1, 2, 3] and opt.at_start == 1 and opt.beta == 1000
