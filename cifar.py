@@ -45,16 +45,19 @@ PUBLISHED_EPOCHS, PUBLISHED_STEPS = 200, [60, 120, 160]
 
 parser = utils.Parser(__doc__)
 # fmt: off
-parser.add_argument('--depth', default=16, type=number(int, 1), help='depth of the net, 6n + 4 (paper: 16, 40; default: 16)')
-parser.add_argument('--width', default=1.0, type=number(above=0), help='factor of its channels 16, 32, 64 (paper: 1, 2; default: 1)')
-parser.add_argument('--dataset', default='CIFAR10', choices=['CIFAR10', 'CIFAR100', 'folder', 'shapes'], help='folder: DATAROOT/train/CLASS/* and DATAROOT/test/CLASS/*; shapes: drawn, needs no files (paper: CIFAR10)')
-parser.add_argument('--dataroot', default='.', help="folder of the data set's files (default: .)")
-parser.add_argument('--validate', default=0, type=number(int, 0), metavar='N', help='hold N training images out and test on them instead, for choosing constants (default: 0)')
-parser.add_argument('--randomcrop_pad', default=4, type=number(int, 0), help='reflected border of the random crop, in pixels (paper: 4)')
-parser.add_argument('--teacher_id', default='', metavar='ID|DIR|FILE', help='the teacher: logs/ID, a run folder, or a weights file (default: none)')
-parser.add_argument('--alpha', type=number(low=0, high=1), help='weight of knowledge distillation, 0 to 1 (paper: 0.9; default: 0)')
-parser.add_argument('--temperature', default=4.0, type=number(above=0, high=1e6), help='temperature of knowledge distillation (paper: 4)')
-parser.add_argument('--beta', type=number(low=0), help='weight of attention transfer (paper: 1e+3; default: 1e+3 with a teacher and no --alpha, else 0)')
+add = parser.add_argument_group('net').add_argument
+add('--depth', default=16, type=number(int, 1), help='layers of the net, 6n + 4 (paper: 16 and 40; default: 16)')
+add('--width', default=1.0, type=number(above=0), help='factor of its channels, which are 16, 32, 64 (paper: 1 and 2; default: 1)')
+add = parser.add_argument_group('data').add_argument
+add('--dataset', default='CIFAR10', choices=['CIFAR10', 'CIFAR100', 'folder', 'shapes'], help='folder: DATAROOT/train/CLASS/* and DATAROOT/test/CLASS/*; shapes: drawn, needs no files (paper, and default: CIFAR10)')
+add('--dataroot', default='.', help="folder of the data set's files (default: .)")
+add('--validate', default=0, type=number(int, 0), metavar='N', help='hold N training images out and test on them instead of the test images, for choosing constants (default: 0)')
+add('--randomcrop_pad', default=4, type=number(int, 0), help='pixels of reflected border around an image before the random crop (paper, and default: 4)')
+add = parser.add_argument_group('teacher').add_argument
+add('--teacher_id', default='', metavar='ID|DIR|FILE', help='the teacher: logs/ID, a run folder, or a weights file (default: none)')
+add('--alpha', type=number(low=0, high=1), help='weight of knowledge distillation, 0 to 1 (paper: 0.9; default: 0)')
+add('--temperature', default=4.0, type=number(above=0, high=1e6), help='of knowledge distillation: logits are divided by it (paper, and default: 4)')
+add('--beta', type=number(low=0), help='weight of attention transfer (paper: 1e+3; default: 1e+3 with a teacher and no --alpha, else 0)')
 utils.add_training_options(parser, batch_size=128, lr=0.1, epochs=PUBLISHED_EPOCHS, weight_decay=5e-4, epoch_step=PUBLISHED_STEPS, lr_decay_ratio=0.2)
 # fmt: on
 
@@ -100,7 +103,10 @@ def load_teacher(opt):
         raise UserError(
             f'--teacher_id {opt.teacher_id}: there is no logs/{opt.teacher_id}, and no such folder or file'
         )
-    f, params, records = resnet.load_net(found[0])
+    try:
+        f, params, records = resnet.load_net(found[0])
+    except UserError as e:
+        raise UserError(f'--teacher_id {e}') from e
     if resnet.layout(params) != 'wrn':
         raise UserError(
             f'--teacher_id {opt.teacher_id}: is no Wide ResNet; nets for photographs teach in imagenet.py'
@@ -234,12 +240,10 @@ def main(argv=None):
         return evaluate(opt, given)
 
     checkpoint, folder = utils.find_checkpoint(opt, given, parser, lambda opt: complete(opt).save)
-    if opt.teacher_id and opt.alpha is None and opt.beta is None:
-        print('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
+    by_default = opt.teacher_id and opt.alpha is None and opt.beta is None
     opt = complete(opt)
     device, device_ids = utils.choose_device(opt)
     utils.keep_freed_memory()
-    print(f'run folder: {opt.save}')
     utils.check_writable(opt.save)
     here = checkpoint is not None and os.path.realpath(folder) == os.path.realpath(opt.save)
     if utils.holds_run(opt.save) and not here:
@@ -249,9 +253,12 @@ def main(argv=None):
     if here and checkpoint['epoch'] >= opt.epochs:
         with utils.open_folder(opt.save, checkpoint):
             utils.agree(opt.save, checkpoint)
-        print(f'finished: {checkpoint["epoch"]} epochs are done')
+        print(f'{opt.save}: finished, {checkpoint["epoch"]} of {opt.epochs} epochs are done')
         return
 
+    print(f'run folder: {opt.save}')
+    if by_default:
+        print('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
     f_student, f_teacher, params, train_set, test_set, facts = prepare(opt, device, checkpoint)
     loss_of = make_loss(f_student, f_teacher, opt, device_ids)
     if opt.compile and utils.compiler_works(device):
@@ -342,7 +349,8 @@ def train(opt, loss_of, f, params, params_s, optimizer, train_set, test_set, fac
     }
     print(
         f'WRN-{opt.depth}-{opt.width:g}: {about["n_parameters"]:,} parameters; '
-        f'{len(train_set.labels):,} images of {len(train_set.classes)} classes'
+        f'{len(train_set.labels):,} images of {len(train_set.classes)} classes; '
+        f'lr {opt.lr:g}, times {opt.lr_decay_ratio:g} from epochs {opt.epoch_step} on'
     )
     curves = utils.open_curves(opt.save, log) if opt.tensorboard else None
     main.hint = f'the same command with --resume goes on after epoch {done} of {opt.epochs}'
@@ -383,7 +391,13 @@ def train(opt, loss_of, f, params, params_s, optimizer, train_set, test_set, fac
 def evaluate(opt, given):
     """--evaluate: prints one json_stats line. The data set is that of the run folder's log where no option names one."""
     device, _ = utils.choose_device(opt)
-    f, params, records = resnet.load_net(opt.evaluate)
+    # The model.hkl of a run folder stands for the run, whose log tells the data set.
+    source = Path(opt.evaluate)
+    whole = source.name in ('model.hkl', 'model.pt7') and os.path.exists(source.parent / 'log.txt')
+    try:
+        f, params, records = resnet.load_net(source.parent if whole else source)
+    except UserError as e:
+        raise UserError(f'--evaluate {e}') from e
     for name in {'dataset', 'dataroot', 'validate'} - given:
         if records and name in records[0]:
             if not parser.takes(name, records[0][name]):

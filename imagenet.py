@@ -73,22 +73,25 @@ def group_list(text):
 
 parser = utils.Parser(__doc__)
 # fmt: off
-parser.add_argument('--imagenetpath', metavar='DIR', help='photographs: DIR/train/CLASS/* and DIR/val/CLASS/*')
-parser.add_argument('--depth', default=18, type=number(int, 1), help='depth of the ResNet: 18, 34, 50, 101 or 152 (paper: 18; default: 18)')
-parser.add_argument('--width', default=1.0, type=number(above=0), help='factor of its channels (paper: 1; default: 1)')
-parser.add_argument('--image_size', default=224, type=number(int, 32, 1024), help='side of the crops in pixels (paper: 224); for testing the shorter side is made 256/224 of it')
-parser.add_argument('--teacher_params', default='', metavar='FILE', help='weights of the teacher, or its run folder: any layout that README lists (default: none)')
-parser.add_argument('--student_params', default='', metavar='FILE', help='weights that the student starts from (default: random)')
-parser.add_argument('--finetune', action='store_true', help='replace the head of --student_params for the classes at hand, keep batch norms and the first group fixed (paper: Table 4)')
-parser.add_argument('--alpha', type=number(low=0, high=1), help='weight of knowledge distillation, 0 to 1 (paper: not found to help; default: 0)')
-parser.add_argument('--temperature', default=4.0, type=number(above=0, high=1e6), help='temperature of knowledge distillation (paper: 4)')
-parser.add_argument('--beta', type=number(low=0), help='weight of attention transfer (paper: not stated; default: 1e+3 with a teacher and no --alpha, else 0)')
-parser.add_argument('--at_groups', default=[0, 1, 2, 3], type=group_list, metavar='LIST', help='groups whose maps are transferred (paper: 2,3; default, and published code: 0,1,2,3)')
-parser.add_argument('--at_start', default=1, type=number(int, 1), metavar='EPOCH', help='first epoch with attention transfer (paper: 60; default, and published code: 1)')
-parser.add_argument('--checkpoint_minutes', default=10.0, type=number(above=0), help='minutes between checkpoints inside an epoch (default: 10)')
-parser.add_argument('--check_images', action='store_true', help='decode every image before training, and list those that are broken')
-parser.add_argument('--skip_broken', action='store_true', help='put the next image in place of a broken one, and count them in the log; else the first one stops the run')
+add = parser.add_argument_group('net').add_argument
+add('--depth', default=18, type=number(int, 1), help='layers of the ResNet: 18, 34, 50, 101 or 152 (paper, and default: 18)')
+add('--width', default=1.0, type=number(above=0), help='factor of its channels (paper, and default: 1)')
+add('--student_params', default='', metavar='FILE', help='weights that the student starts from (default: random)')
+add('--finetune', action='store_true', help='replace the head of --student_params for the classes at hand, and keep batch norms and the first group fixed (paper: Table 4)')
+add = parser.add_argument_group('data').add_argument
+add('--imagenetpath', metavar='DIR', help='photographs: DIR/train/CLASS/* and DIR/val/CLASS/*')
+add('--image_size', default=224, type=number(int, 32, 1024), help='side of the crops in pixels; for testing the shorter side is made 256/224 of it (paper, and default: 224)')
+add('--check_images', action='store_true', help='decode every image before training, and list those that are broken')
+add('--skip_broken', action='store_true', help='put the next image in place of a broken one, and count them in the log; else the first one stops the run')
+add = parser.add_argument_group('teacher').add_argument
+add('--teacher_params', default='', metavar='FILE', help='weights of the teacher, or its run folder, of any layout that README lists (default: none)')
+add('--alpha', type=number(low=0, high=1), help='weight of knowledge distillation, 0 to 1 (paper: not found to help; default: 0)')
+add('--temperature', default=4.0, type=number(above=0, high=1e6), help='of knowledge distillation: logits are divided by it (paper, and default: 4)')
+add('--beta', type=number(low=0), help='weight of attention transfer (paper: not stated; default: 1e+3 with a teacher and no --alpha, else 0)')
+add('--at_groups', default=[0, 1, 2, 3], type=group_list, metavar='LIST', help='groups whose maps are transferred (paper: 2,3; published code, and default: 0,1,2,3)')
+add('--at_start', default=1, type=number(int, 1), metavar='EPOCH', help='first epoch with attention transfer (paper: 60; published code, and default: 1)')
 utils.add_training_options(parser, batch_size=256, lr=0.1, epochs=PUBLISHED_EPOCHS, weight_decay=1e-4, epoch_step=PUBLISHED_STEPS, lr_decay_ratio=0.1)
+parser.add_argument('--checkpoint_minutes', default=10.0, type=number(above=0), help='minutes between checkpoints inside an epoch (default: 10)')
 # fmt: on
 
 

@@ -435,7 +435,11 @@ def load_net(source) -> tuple[Callable, dict, list]:
     Raises UserError that names the file where it is damaged, or its names tell another net than the log."""
     source, records = Path(source), []
     weights = source
+    if not os.path.exists(source):
+        raise UserError(f'{source}: no such run folder or weights file')
     if os.path.isdir(source):
+        if not os.path.exists(source / 'log.txt'):
+            raise UserError(f'{source}: no finished epoch in it yet (there is no log.txt)')
         records = read_log(source / 'log.txt')
         weights = source / ('model.hkl' if os.path.exists(source / 'model.hkl') else 'model.pt7')
         if not os.path.exists(weights):

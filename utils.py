@@ -1139,25 +1139,27 @@ def add_training_options(
     parser, *, batch_size, lr, epochs, weight_decay, epoch_step, lr_decay_ratio
 ) -> None:
     """The options that both training scripts have, with the published values of the one that calls."""
-    add = parser.add_argument
     # fmt: off
-    add('--batch_size', default=batch_size, type=number(int, 1), help=f'images a step (paper: {batch_size})')
-    add('--lr', default=lr, type=number(above=0), help=f'learning rate of SGD with momentum 0.9 (paper: {lr})')
-    add('--epochs', default=epochs, type=number(int, 0, 1_000_000), help=f'passes over the training set (paper: {epochs}); 0 writes the untrained net')
-    add('--weight_decay', default=weight_decay, type=number(low=0), help=f'of all trained parameters (paper: {weight_decay})')
-    add('--epoch_step', type=rising_epochs, metavar='LIST', help=f'epochs, from 1, that are the first at a lower rate (paper: {_plain(epoch_step)}; default: scaled to --epochs)')
-    add('--lr_decay_ratio', default=lr_decay_ratio, type=number(above=0, high=1), help=f'factor of the rate at each of these (paper: {lr_decay_ratio})')
-    add('--dtype', default='float', choices=['float', 'bfloat16'], help='what convolutions and activations compute in; parameters, statistics, maps, losses and tests are float32 (paper: float)')
+    add = parser.add_argument_group('training').add_argument
+    add('--batch_size', default=batch_size, type=number(int, 1), help=f'images a step (paper, and default: {batch_size})')
+    add('--lr', default=lr, type=number(above=0), help=f'learning rate of SGD with momentum 0.9 (paper, and default: {lr})')
+    add('--epochs', default=epochs, type=number(int, 0, 1_000_000), help=f'passes over the training images; 0 writes the untrained net (paper, and default: {epochs})')
+    add('--epoch_step', type=rising_epochs, metavar='LIST', help=f'epochs, counted from 1, at whose beginning the rate drops (paper: {_plain(epoch_step)}; default: the same, scaled to --epochs)')
+    add('--lr_decay_ratio', default=lr_decay_ratio, type=number(above=0, high=1), help=f'what the rate is multiplied by when it drops (paper, and default: {lr_decay_ratio})')
+    add('--weight_decay', default=weight_decay, type=number(low=0), help=f'L2 decay, on all trained parameters (paper, and default: {weight_decay})')
+    add('--dtype', default='float', choices=['float', 'bfloat16'], help='what convolutions and activations compute in; parameters, statistics, maps, losses and tests are float32 (paper, and default: float)')
     add('--seed', default=0, type=number(int, 0), help='of initial values, order and augmentation (default: 0)')
+    add = parser.add_argument_group('run').add_argument
     add('--save', default='', metavar='DIR', help='folder of the run (default: logs/NAME, made from the options)')
     add('--resume', nargs='?', const=True, metavar='PATH', help='go on with the run in --save if there is one, else start it; with PATH: go on from that run folder or checkpoint')
     add('--evaluate', metavar='PATH', help='test a weights file (.hkl, .pth, .pt7, .safetensors) or a run folder, and stop')
-    add('--nthread', default=0, type=number(int, 0, 1024), help='CPU threads that decode and compute (default: 0, one a core)')
-    add('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'], help='auto: cuda where there is one, else cpu; mps is untested')
+    add('--tensorboard', action=argparse.BooleanOptionalAction, default=False, help='also write curves for tensorboard into --save')
+    add = parser.add_argument_group('machine').add_argument
+    add('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'], help='auto: cuda where there is one, else cpu; mps is untested (default: auto)')
     add('--cuda', action='store_true', help='the same as --device cuda')
     add('--gpu_id', type=gpu_list, help='GPUs to use, such as 0,1 (default: CUDA_VISIBLE_DEVICES as it is)')
     add('--ngpu', default=1, type=number(int, 1), help='GPUs that split a batch; more than 1 is untested (default: 1)')
-    add('--compile', action=argparse.BooleanOptionalAction, default=False, help='torch.compile the step: faster, after a start of about a minute; on one device')
-    add('--deterministic', action='store_true', help='the same bits in every run on one GPU, at some cost; a CPU gives them anyway')
-    add('--tensorboard', action=argparse.BooleanOptionalAction, default=False, help='also write curves for tensorboard into --save')
+    add('--nthread', default=0, type=number(int, 0, 1024), help='CPU threads that decode and compute (default: 0, one a core)')
+    add('--compile', action=argparse.BooleanOptionalAction, default=False, help='torch.compile the step: faster, after a start of a minute or two; on one device')
+    add('--deterministic', action='store_true', help='the same bits in every run on one GPU, at some cost; a CPU gives them anyway, with the same --nthread')
     # fmt: on

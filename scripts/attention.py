@@ -194,7 +194,7 @@ def draw(rows, labels, classes):
     return figure
 
 
-def shorten(name, most=20):
+def shorten(name, most=14):
     return name if len(name) <= most else f'{name[: most - 1]}…'
 
 

@@ -55,3 +55,4 @@ echo
 labels=('teacher WRN-16-2' 'student WRN-16-1' 'student + AT')
 "$VENV_PYTHON" scripts/plot.py "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/curves.png"
 "$VENV_PYTHON" scripts/attention.py --weights "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/attention.png"
+echo "next: look at the two pictures; '. .venv/bin/activate', then 'python cifar.py --help'; README.md goes on with CIFAR-10"

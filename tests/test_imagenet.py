@@ -1,5 +1,6 @@
 """imagenet.py as its users meet it, on a tiny tree of photographs: training, fine-tuning, kills inside epochs, several processes."""
 
+import contextlib
 import json
 import os
 import random
@@ -406,7 +407,7 @@ def test_two_processes_are_one_with_the_same_batch(home):
 
 
 def test_two_processes_stopped_inside_an_epoch_go_on_to_the_same_bits(home):
-    options = [*AT, '--batch_size', 4, '--epochs', 2, '--epoch_step', '[2]']
+    options = [*AT, '--batch_size', 4, '--epochs', 2, '--epoch_step', '[2]', '--image_size', 64]
     done = command(home, *options, '--save', 'logs/pair', processes=2)
     assert done.returncode == 0, done.stderr
     stopped = [*options, '--save', 'logs/pair2', '--checkpoint_minutes', '1e-6', '--resume']
@@ -414,9 +415,11 @@ def test_two_processes_stopped_inside_an_epoch_go_on_to_the_same_bits(home):
     path = home / 'logs/pair2/checkpoint.pt'
     while process.poll() is None and not path.exists():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    for other in Path('/proc').glob('[0-9]*/cmdline'):  # torchrun and its ranks
+        with contextlib.suppress(OSError):
+            if b'logs/pair2' in other.read_bytes():
+                os.kill(int(other.parent.name), signal.SIGKILL)
     process.communicate()
-    subprocess.run(['pkill', '-9', '-f', 'logs/pair2'], check=False)
     checkpoint = utils.load_checkpoint(path)
     assert checkpoint['step'] % 10 == 0 and len(checkpoint['sums']) == 2
     time.sleep(1)
