@@ -4,6 +4,7 @@
     python scripts/benchmark.py --only a,d,e             # some of them
     python scripts/benchmark.py --profile --only c,d     # and where a compiled step spends its time
     python scripts/benchmark.py --decode                 # how long reading a folder of 50,000 small images takes
+    python scripts/benchmark.py --input DIR              # imagenet.py's decoding and cropping, beside torchvision's
 
     a  the loop as published in 2018: float32, contiguous tensors, eager; images pass one by one through torchvision in two
        loader workers; every step reads its losses back
@@ -82,6 +83,7 @@ parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 
 parser.add_argument('--json', metavar='FILE', help='also write everything measured there')
 parser.add_argument('--profile', action='store_true', help='afterwards print where the time of b, c, d goes')
 parser.add_argument('--decode', action='store_true', help='instead: decode --images WebP files of 32x32 pixels, as --dataset folder does')
+parser.add_argument('--input', metavar='DIR', help='instead: the input pipeline of imagenet.py on the photographs in DIR, on one core')
 # fmt: on
 
 
@@ -473,6 +475,50 @@ def decode(opt):
         print(f'{opt.images} WebP files of 32x32 decoded in {time.perf_counter() - start:.1f} s')
 
 
+def input_pipeline(opt):
+    """Photographs a second on one core, from files in the disk cache: ours, torchvision's ImageFolder transforms, decoding alone."""
+    from PIL import Image
+    from torchvision import transforms
+
+    files = sorted(str(f) for f in Path(opt.input).rglob('*') if f.is_file())
+    if not files:
+        raise UserError(f'--input {opt.input}: no such folder, or it holds no photographs')
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    theirs = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    out = np.empty((224, 224, 3), np.uint8)
+
+    def decode_alone(turn, i, file):
+        data.decode_bgr(file, data.read_image(file))
+
+    def ours(turn, i, file):
+        data.train_view(file, 224, 0, turn, i, out)
+
+    def torchvisions(turn, i, file):
+        theirs(Image.open(file).convert('RGB'))
+
+    seconds = {f: [] for f in (decode_alone, ours, torchvisions)}
+    for turn in range(opt.rounds + 1):
+        for f, times in seconds.items():
+            start = time.process_time()
+            for i, file in enumerate(files):
+                f(turn, i, file)
+            times.append(time.process_time() - start)
+    rates = {f: len(files) / statistics.median(times[1:]) for f, times in seconds.items()}
+    for f, rate in rates.items():
+        print(
+            f'{f.__name__:14}{rate:7.0f} img/s a core, {rate / rates[torchvisions]:.2f} times torchvision, '
+            f'{rate / rates[decode_alone]:.0%} of decoding alone'
+        )
+
+
 def main(argv=None):
     opt, _ = parser.parse(argv)
     if opt.steps * opt.batch_size > opt.images:
@@ -483,8 +529,8 @@ def main(argv=None):
         utils.check_writable(Path(opt.json).absolute().parent, '--json')
     device, _ = utils.choose_device(cifar_options(opt, 'float'))
     print(machine())
-    if opt.decode:
-        return decode(opt)
+    if opt.decode or opt.input:
+        return decode(opt) if opt.decode else input_pipeline(opt)
     if {'c', 'd'} & set(opt.only) and not utils.compiler_works(device):
         opt.only = [name for name in opt.only if name not in 'cd']
     with (

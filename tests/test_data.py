@@ -5,7 +5,9 @@ import io
 import math
 import os
 import pickle
+import re
 import tarfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -578,3 +580,182 @@ def test_shapes_need_no_files_and_share_no_image():
     assert len(seen) == len(train.images) and not any(
         i.numpy().tobytes() in seen for i in test.images
     )
+
+
+# ---------------------------------------------------------------- photographs
+
+
+def photograph(height, width, seed=0):
+    """A smooth image with edges: what resizing is judged on."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (9, 7, 3), np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    for _ in range(6):
+        a, b = rng.integers(0, [width, height], (2, 2)).tolist()
+        cv2.rectangle(image, a, b, rng.integers(0, 256, 3).tolist(), -1)
+    return image
+
+
+def with_exif(jpeg: bytes, orientation: int, order='little') -> bytes:
+    """The JPEG with an EXIF segment that says how it is turned."""
+    short, long = ((2, order), (4, order))
+    tag = (0x0112).to_bytes(*short) + (3).to_bytes(*short) + (1).to_bytes(*long)
+    entry = tag + orientation.to_bytes(*short) + b'\0\0'
+    tiff = (b'II' if order == 'little' else b'MM') + (42).to_bytes(*short) + (8).to_bytes(*long)
+    exif = b'Exif\0\0' + tiff + (1).to_bytes(*short) + entry + bytes(4)
+    return jpeg[:2] + b'\xff\xe1' + (len(exif) + 2).to_bytes(2, 'big') + exif + jpeg[2:]
+
+
+def jpeg_of(image, *flags):
+    return cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 95, *flags])[1].tobytes()
+
+
+def test_a_crop_is_torchvisions_random_resized_crop():
+    """Sizes, shapes and places over many draws against torchvision's own."""
+    from torchvision.transforms import RandomResizedCrop
+
+    for H, W in (300, 400), (120, 900), (64, 64):
+        ours = np.array([data.random_crop(H, W, data.uniforms(23, 0, 1, i)) for i in range(4000)])
+        torch.manual_seed(0)
+        image = torch.empty(3, H, W)
+        get = RandomResizedCrop.get_params
+        theirs = np.array([get(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)])
+        for a, b in zip(ours.T, theirs.T):
+            quantiles = [np.quantile(v, [0.1, 0.25, 0.5, 0.75, 0.9]) for v in (a, b)]
+            assert np.abs(quantiles[0] - quantiles[1]).max() < 0.04 * max(H, W)
+        top, left, h, w = ours.T
+        assert (
+            (top >= 0).all()
+            and (left >= 0).all()
+            and (top + h <= H).all()
+            and (left + w <= W).all()
+        )
+        assert min(h.min(), w.min()) > 0
+
+
+def test_draws_are_uniform_and_a_function_of_seed_epoch_and_sample():
+    u = np.array([data.uniforms(23, 5, 2, i) for i in range(3000)])
+    assert u.min() >= 0 and u.max() < 1
+    assert np.abs(u.mean(0) - 0.5).max() < 0.03 and np.abs(u.std(0) - 12**-0.5).max() < 0.02
+    correlation = np.corrcoef(u.T) - np.eye(23)
+    assert np.abs(correlation).max() < 0.08
+    assert np.array_equal(data.uniforms(23, 5, 2, 7), u[7])
+    for other in (6, 2, 7), (5, 3, 7), (5, 2, 8):
+        assert not np.array_equal(data.uniforms(23, *other), u[7])
+
+
+@pytest.mark.parametrize('size', [(500, 375), (90, 300), (1500, 1100), (224, 224)])
+def test_views_are_those_of_pil(size, tmp_path):
+    """The same crop and flip of the same file by PIL: a fraction of a grey level apart, also where it was decoded at a half."""
+    file = tmp_path / 'a.jpg'
+    file.write_bytes(jpeg_of(photograph(*size)))
+    whole = Image.open(file).convert('RGB')
+    for i in range(6):
+        u = data.uniforms(23, 0, 1, i)
+        top, left, h, w = data.random_crop(*size, u)
+        image = whole.crop((left, top, left + w, top + h)).resize((224, 224), Image.BILINEAR)
+        expected = np.asarray(image)[:, ::-1] if u[22] < 0.5 else np.asarray(image)
+        ours = data.train_view(file, 224, 0, 1, i).astype(int)
+        reduced = min(h, w) >= 448
+        assert np.abs(ours - expected).mean() < (2.5 if reduced else 0.3), (i, reduced)
+    H, W = size
+    shorter = min(H, W)
+    resized = whole.resize((int(256 * W / shorter), int(256 * H / shorter)), Image.BILINEAR)
+    left, top = round((resized.width - 224) / 2), round((resized.height - 224) / 2)
+    expected = np.asarray(resized.crop((left, top, left + 224, top + 224))).astype(int)
+    assert np.abs(data.centre_view(file, 224) - expected).mean() < (2.5 if shorter >= 512 else 0.3)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('order', ['little', 'big'])
+def test_photographs_are_turned_as_exif_says(orientation, order, tmp_path):
+    raw = with_exif(jpeg_of(photograph(60, 90)), orientation, order)
+    (tmp_path / 'a.jpg').write_bytes(raw)
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / 'a.jpg'))
+    assert data.image_size(raw) == (expected.height, expected.width)
+    whole = np.asarray(expected).astype(int)
+    assert np.abs(data.decode(tmp_path / 'a.jpg') - whole).mean() < 1
+    u = data.uniforms(23, 0, 1, 3)
+    top, left, h, w = data.random_crop(*whole.shape[:2], u)
+    image = np.asarray(
+        expected.crop((left, top, left + w, top + h)).resize((32, 32), Image.BILINEAR)
+    )
+    image = image[:, ::-1] if u[22] < 0.5 else image
+    assert np.abs(data.train_view(tmp_path / 'a.jpg', 32, 0, 1, 3) - image.astype(int)).mean() < 1.5
+
+
+def test_odd_exif_is_no_crash():
+    for block in b'', b'II', b'II*\0\xff\xff\xff\xff', b'MM\0*\0\0\0\x08\xff\xff', b'junk' * 5:
+        assert data.exif_orientation(block) == 1
+    raw = jpeg_of(photograph(20, 30))
+    for n in range(2, 200, 7):
+        assert data.image_size(raw[:n]) in (None, (20, 30))
+
+
+def test_progressive_grey_and_transparent_photographs_are_rgb(tmp_path):
+    image = photograph(50, 70)
+    (tmp_path / 'progressive.jpg').write_bytes(jpeg_of(image, cv2.IMWRITE_JPEG_PROGRESSIVE, 1))
+    cv2.imwrite(str(tmp_path / 'grey.jpg'), image[..., 0])
+    cv2.imwrite(str(tmp_path / 'alpha.png'), np.dstack([image, np.full((50, 70), 128, np.uint8)]))
+    cv2.imwrite(str(tmp_path / '16.png'), image.astype(np.uint16) * 257)
+    for name in 'progressive.jpg', 'grey.jpg', 'alpha.png', '16.png':
+        view = data.centre_view(tmp_path / name, 32)
+        expected = np.asarray(Image.fromarray(image[..., ::-1]).resize((51, 37), Image.BILINEAR))[
+            2:34, 10:42
+        ]
+        if name == 'grey.jpg':
+            assert (view == view[..., :1]).all()
+        else:
+            most = 6 if name.endswith('jpg') else 1  # JPEG has lost some of its colours
+            assert np.abs(view.astype(int) - expected).mean() < most, name
+
+
+def test_batches_come_in_order_few_ahead_and_bring_their_errors():
+    started = []
+
+    def view(item, out):
+        started.append(item)
+        out[:] = item
+
+    batches = [list(range(i, i + 20)) for i in range(0, 200, 20)]
+    for n, (batch, images) in enumerate(
+        data.load_batches(iter(batches), view, 4, nthread=3, ahead=2)
+    ):
+        assert batch == batches[n] and images.shape == (20, 4, 4, 3)
+        assert (images[:, 0, 0, 0] == torch.tensor(batch)).all()
+        assert len(started) <= 20 * (n + 4)
+    assert sorted(started) == list(range(200))
+
+    def broken(item, out):
+        if item == 45:
+            raise data.UserError('45.jpg: broken')
+
+    seen = []
+    with pytest.raises(data.UserError, match='45.jpg'):
+        for batch, _ in data.load_batches(batches, broken, 4, nthread=2):
+            seen.append(batch)
+    assert seen == batches[:2]
+
+
+def test_memory_does_not_grow_over_epochs(tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(jpeg_of(photograph(300, 400)))
+
+    def epoch(number):
+        def view(i, out):
+            data.train_view(tmp_path / 'a.jpg', 64, 0, number, i, out)
+
+        for _ in data.load_batches([range(32)] * 4, view, 64, nthread=2):
+            pass
+        return int(re.search(r'VmRSS:\s+(\d+)', Path('/proc/self/status').read_text())[1])
+
+    sizes = [epoch(n) for n in range(8)]
+    assert sizes[-1] - sizes[2] < 20_000, sizes  # kB
+
+
+def test_broken_photographs_are_listed(tmp_path):
+    (tmp_path / 'good.jpg').write_bytes(jpeg_of(photograph(30, 30)))
+    (tmp_path / 'cut.jpg').write_bytes(jpeg_of(photograph(30, 30))[:-20])
+    (tmp_path / 'text.jpg').write_bytes(b'no image')
+    files = [str(tmp_path / name) for name in ('good.jpg', 'cut.jpg', 'text.jpg', 'none.jpg')]
+    broken = data.find_broken(files, 2)
+    assert [line.split(':')[0] for line in broken] == files[1:]

@@ -1,6 +1,7 @@
 """The tools in scripts/, on runs made here."""
 
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -362,3 +363,20 @@ def test_quickstart_refuses_in_one_line(tmp_path):
     for wrong in quickstart(tmp_path, 'cifar11'), quickstart(tmp_path, VENV=str(tmp_path)):
         assert wrong.returncode == 2 and wrong.stderr.startswith('quickstart.sh: error: ')
         assert wrong.stderr.count('\n') == 1
+
+
+# ---------------------------------------------------------------- README
+
+
+def test_the_loop_of_readme_trains_any_module():
+    """The block of README is run as it stands, on random images."""
+    (code,) = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    torch.manual_seed(0)
+    loader = [(torch.randn(4, 3, 64, 64), torch.arange(4))] * 3
+    scope = {'loader': loader, 'TEACHER_WEIGHTS': None}
+    exec(code, scope)
+    assert len(code.splitlines()) < 25 and torch.isfinite(scope['loss'])
+    x = {k: scope['wanted'][k].shape for k in scope['layers']}
+    assert x == {k: scope['found'][k].shape for k in scope['layers']}
+    at = sum(float(utils.at_loss(scope['found'][k], scope['wanted'][k])) for k in scope['layers'])
+    assert at > 0 and scope['student'].layer1[0].conv1.weight.grad is not None
