@@ -82,7 +82,7 @@ add = parser.add_argument_group('data').add_argument
 add('--imagenetpath', metavar='DIR', help='photographs: DIR/train/CLASS/* and DIR/val/CLASS/*')
 add('--image_size', default=224, type=number(int, 32, 1024), help='side of the crops in pixels; for testing the shorter side is made 256/224 of it (paper, and default: 224)')
 add('--check_images', action='store_true', help='decode every image before training, and list those that are broken')
-add('--skip_broken', action='store_true', help='put the next image in place of a broken one, and count them in the log; else the first one stops the run')
+add('--skip_broken', action='store_true', help='put the next image of its class in place of a broken one, and count them in the log; else the first one stops the run')
 add = parser.add_argument_group('teacher').add_argument
 add('--teacher_params', default='', metavar='FILE', help='weights of the teacher, or its run folder, of any layout that README lists (default: none)')
 add('--alpha', type=number(low=0, high=1), help='weight of knowledge distillation, 0 to 1 (paper: not found to help; default: 0)')
@@ -139,18 +139,20 @@ def world_size():
     return int(os.environ.get('WORLD_SIZE', 1))
 
 
-def open_device(opt):
-    """(device, device_ids) of this process; under torchrun the processes join, each with a GPU of its own where there are any."""
-    device, device_ids = utils.choose_device(opt)
+def join():
+    """Under torchrun: the processes meet. Tensors on CPUs travel by gloo, those on GPUs by nccl."""
     if world_size() > 1:
-        if device.type == 'cuda':
-            device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
-            if device.index >= torch.cuda.device_count():
-                raise UserError(
-                    f'torchrun: {device.index + 1} processes or more on a machine with {torch.cuda.device_count()} GPUs'
-                )
-            torch.cuda.set_device(device)
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
+
+
+def open_device(opt):
+    """(device, device_ids) of this process; under torchrun each has a GPU of its own where there are any."""
+    device, device_ids = utils.choose_device(opt)
+    if world_size() > 1 and device.type == 'cuda':
+        device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f'torchrun: more processes here than GPUs, {torch.cuda.device_count()}')
+        torch.cuda.set_device(device)
         device_ids = [device]
     return device, device_ids
 
@@ -165,15 +167,12 @@ def from_first(value):
 
 
 def from_all(tensor):
-    """[ranks, *]: the tensors of all ranks, in each of them."""
+    """[ranks, *]: the tensors, on the CPU, of all ranks, in each of them."""
     if world_size() == 1:
         return tensor[None]
-    device = (
-        torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else 'cpu'
-    )
-    gathered = [torch.empty_like(tensor, device=device) for _ in range(world_size())]
-    dist.all_gather(gathered, tensor.to(device))
-    return torch.stack(gathered).cpu()
+    gathered = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(gathered, tensor)
+    return torch.stack(gathered)
 
 
 def say(text, file=None):
@@ -198,15 +197,19 @@ class Photographs:
 
         def one(i, out):
             i = int(i)
-            for j in range(i, i + len(self.files)):
-                file = self.files[j % len(self.files)]
-                try:
-                    return view(file, i, out)
-                except data.UserError:
-                    if not opt.skip_broken:
-                        raise
-                    self.broken.add(str(file))
-            raise UserError(f'--imagenetpath {opt.imagenetpath}: every image is broken')
+            try:
+                return view(self.files[i], i, out)
+            except data.UserError:
+                if not opt.skip_broken:
+                    raise
+            self.broken.add(self.files[i])
+            same = (self.labels == self.labels[i]).nonzero()[:, 0].tolist()
+            for j in same[same.index(i) + 1 :] + same[: same.index(i)]:
+                with contextlib.suppress(data.UserError):
+                    return view(self.files[j], i, out)
+            raise UserError(
+                f'--skip_broken: every image of {self.classes[self.labels[i]]} is broken'
+            )
 
         loaded = data.load_batches(
             batches, one, opt.image_size, opt.nthread, pin=device.type == 'cuda'
@@ -255,9 +258,12 @@ def open_photographs(opt):
 # ---------------------------------------------------------------- nets
 
 
-def load_student(opt, num_classes):
+def load_student(opt, num_classes, params_t):
     """(f, params) of the net to train: of --student_params, or new. With --finetune its head is new, and what stays fixed needs no gradient."""
-    torch.manual_seed(data.seed_of(opt.seed, 'initial values', opt.depth, opt.width))
+    # A student of its teacher's shape would draw that teacher's own initial values from the same seed.
+    twin = bool(params_t) and resnet.net_shape(params_t)[:2] == (opt.depth, opt.width)
+    of_teacher = twin and utils.crc(params_t.values())
+    torch.manual_seed(data.seed_of(opt.seed, 'initial values', opt.depth, opt.width, of_teacher))
     if not opt.student_params:
         return resnet.resnet(opt.depth, opt.width, num_classes)
     f, params, _ = load_net_for(opt, 'student_params')
@@ -308,17 +314,17 @@ def test_teacher(f, params, records, val, opt, device):
         f'teacher {opt.teacher_params}: test accuracy {acc:.2f} % on {len(sample)} validation images'
     )
     depth, width, num_classes = resnet.net_shape(params)
-    error = KNOWN_ERRORS.get((resnet.layout(params), depth, width)) if num_classes == 1000 else None
+    known = KNOWN_ERRORS.get((resnet.layout(params), depth, width))
     logged = records[-1].get('test_acc') if records else None
-    expected = (
-        logged[0] if isinstance(logged, list) and logged else None if error is None else 100 - error
-    )
+    expected = logged[0] if isinstance(logged, list) and logged else None
+    if not records and known is not None and num_classes == 1000:
+        expected = 100 - known
     # Three standard deviations of a share among so many images.
-    if isinstance(expected, (int, float)) and not expected - acc <= 300 * math.sqrt(
-        0.25 / len(sample)
-    ):
+    margin = 300 * math.sqrt(0.25 / len(sample))
+    if isinstance(expected, (int, float)) and not expected - acc <= margin:
         say(
-            f'warning: teacher {opt.teacher_params} has test accuracy {acc:.2f} %, but {str(expected)[:6]} % is known of it: are these its weights?',
+            f'warning: teacher {opt.teacher_params} has test accuracy {acc:.2f} %, but {str(expected)[:6]} % is '
+            'known of it: are these its weights?',
             sys.stderr,
         )
     return acc
@@ -522,32 +528,50 @@ class Checkpoints:
             raise utils.Stopped(asked)
 
 
-def main(argv=None):
+def begin(argv):
+    """(opt, checkpoint, whether it is that of --save) of the command, None in place of opt where nothing is left to do. The first rank does
+    this for all, so that a mistake is told once and a run folder on its disk is enough."""
     opt, given = parser.parse(argv)
     if opt.evaluate:
-        return evaluate(opt)
-
+        if not opt.imagenetpath:
+            raise UserError('--evaluate: give the photographs to test on, --imagenetpath')
+        return opt, None, False
     checkpoint, folder = utils.find_checkpoint(opt, given, parser, lambda opt: complete(opt).save)
-    if opt.teacher_params and opt.alpha is None and opt.beta is None:
-        say('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
+    by_default = opt.teacher_params and opt.alpha is None and opt.beta is None
     opt = complete(opt)
-    say(f'run folder: {opt.save}')
     utils.check_writable(opt.save)
     here = checkpoint is not None and os.path.realpath(folder) == os.path.realpath(opt.save)
-    if rank() == 0 and utils.holds_run(opt.save) and not here:
+    if utils.holds_run(opt.save) and not here:
         raise UserError(
             f'--save {opt.save}: holds a run already; go on with it by --resume, or choose another folder'
         )
     if here and checkpoint['epoch'] >= opt.epochs:
-        if rank() == 0:
-            with utils.open_folder(opt.save, checkpoint):
-                utils.agree(opt.save, checkpoint)
-        say(f'finished: {checkpoint["epoch"]} epochs are done')
-        return
+        with utils.open_folder(opt.save, checkpoint):
+            utils.agree(opt.save, checkpoint)
+        print(f'{opt.save}: finished, {checkpoint["epoch"]} of {opt.epochs} epochs are done')
+        return None, None, False
+    print(f'run folder: {opt.save}')
+    if by_default:
+        print('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
+    return opt, checkpoint, here
 
-    device, device_ids = open_device(opt)
+
+def main(argv=None):
+    join()
+    opt, checkpoint, here = from_first(begin(argv) if rank() == 0 else None)
+    if opt:
+        device, device_ids = open_device(opt)
+        if opt.evaluate:
+            evaluate(opt, device)
+        else:
+            run(opt, device, device_ids, checkpoint, here)
+    if world_size() > 1:
+        dist.destroy_process_group()
+
+
+def run(opt, device, device_ids, checkpoint, here):
+    """Trains, from the checkpoint on; `here`: it is that of --save."""
     utils.keep_freed_memory()
-    checkpoint, here = from_first((checkpoint, here))
     f_student, f_teacher, params, train_set, val, facts = prepare(opt, device, checkpoint)
     loss_of = make_loss(f_student, f_teacher, opt, device_ids)
     if opt.compile and utils.compiler_works(device):
@@ -578,8 +602,6 @@ def main(argv=None):
         train(
             opt, step_of, f_student, params_s, optimizer, train_set, val, facts, checkpoint, device
         )
-    if world_size() > 1:
-        dist.destroy_process_group()
 
 
 def trainable(params):
@@ -598,7 +620,7 @@ def prepare(opt, device, checkpoint):
             f'--teacher_params {opt.teacher_params}: --alpha needs a teacher of the same classes; '
             f'it has {len(params_t["fc.bias"])}, the data {len(val.classes)}'
         )
-    f_student, params_s = load_student(opt, len(val.classes))
+    f_student, params_s = load_student(opt, len(val.classes), params_t)
     if checkpoint:
         grads = {k: v.requires_grad for k, v in params_s.items()}
         params_s = utils.check_params(checkpoint['params'], params_s, f'--resume {opt.resume}')
@@ -687,11 +709,8 @@ def train(opt, step_of, f, params_s, optimizer, train_set, val, facts, begun, de
         checkpoints.stop()
 
 
-def evaluate(opt):
-    """--evaluate: prints one json_stats line, and the errors."""
-    if not opt.imagenetpath:
-        raise UserError('--evaluate: give the photographs to test on, --imagenetpath')
-    device, _ = open_device(opt)
+def evaluate(opt, device):
+    """--evaluate: prints one json_stats line."""
     f, params, records = resnet.load_net(opt.evaluate)
     _, val = open_photographs(opt)
     if not utils.same_classes(params, records, val.classes):
