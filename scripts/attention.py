@@ -36,7 +36,7 @@ parser.add_argument('--images', nargs='+', metavar='PATH', help='image files, or
 parser.add_argument('--dataset', choices=DATASETS, help='show its test images, each class in turn (default: the set that the first run was trained on, or shapes)')
 parser.add_argument('--dataroot', help="folder of the data set's files (default: that of the run, or .)")
 parser.add_argument('--n', default=6, type=number(int, 1, 100), help='number of images (default: 6)')
-parser.add_argument('--image_size', default=128, type=number(int, 8, 1024), help='larger images are shrunk until their longer side has so many pixels (default: 128)')
+parser.add_argument('--image_size', default=128, type=number(int, 8, 1024), help='larger images are shrunk until their longer side has so many pixels: 32 for CIFAR nets, 224 for others show most (default: 128)')
 parser.add_argument('--save', default='attention.png', metavar='FILE.png', help='the picture (default: attention.png)')
 # fmt: on
 
@@ -129,7 +129,9 @@ def shrink(image, longest):
 @torch.inference_mode()
 def look(image, f, params, records, classes):
     """(maps of the groups, each float32 [h, w]; the class that a net takes the image for, None where it has no known name)."""
-    logits, groups = f(data.normalize(torch.from_numpy(image)[None]), params, False)
+    small = resnet.layout(params) == 'wrn'
+    statistics = () if small else (data.IMAGENET_MEAN, data.IMAGENET_STD)
+    logits, groups = f(data.normalize(torch.from_numpy(image)[None], *statistics), params, False)
     maps = [utils.at(g)[0].view(g.shape[2:]).numpy() for g in groups]
     names = utils.class_names(records) or classes
     return maps, names[int(logits.argmax())] if len(names) == logits.shape[1] else None

@@ -179,7 +179,9 @@ def test_attention_falls_where_the_activations_are():
         return torch.zeros(1, 2), (activations,)
 
     image = np.full((32, 32, 3), 128, np.uint8)
-    (hot,), taken_for = attention.look(image, f, {}, [], ['a', 'b'])
+    (hot,), taken_for = attention.look(
+        image, f, {'bn.weight': 0, 'fc.weight': 0, 'fc.bias': 0}, [], ['a', 'b']
+    )
     assert taken_for == 'a'
     shown = attention.overlay(image, hot).astype(int)
     warmth = shown[..., 0] - shown[..., 2]  # red less blue
@@ -204,6 +206,19 @@ def test_attention_on_images_of_any_size(nets, tmp_path):
     )
     picture(save)
     assert attention.shrink(np.zeros((300, 500, 3), np.uint8), 128).shape == (77, 128, 3)
+
+
+def test_attention_of_a_net_for_photographs(tmp_path):
+    torch.manual_seed(0)
+    utils.save_params(tmp_path / 'net.hkl', resnet.resnet(18, 0.25, 5)[1])
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    f, params, records = resnet.load_net(tmp_path / 'net.hkl')
+    maps, taken_for = attention.look(image, f, params, records, [])
+    assert [m.shape for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)] and taken_for is None
+    x = torch.from_numpy(image / 255.0) - torch.tensor([0.485, 0.456, 0.406])
+    x = (x / torch.tensor([0.229, 0.224, 0.225])).permute(2, 0, 1)[None].float()
+    expected = utils.at(f(x, params, False)[1][0])[0].detach()
+    torch.testing.assert_close(torch.from_numpy(maps[0]).flatten(), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_attention_on_a_folder_set(nets, tmp_path):
