@@ -14,17 +14,12 @@ import os
 import signal
 import sys
 
-if (
-    __name__ == '__main__'
-):  # the imports take seconds; a signal in that time ends in one line as well
+# The imports take seconds; a signal in that time ends in one line as well.
+# fmt: off
+if __name__ == '__main__':
     for s in signal.SIGINT, signal.SIGTERM:
-        signal.signal(
-            s,
-            lambda signum, _: (
-                os.write(2, b'cifar.py: stopped before it began\n'),
-                os._exit(128 + signum),
-            ),
-        )
+        signal.signal(s, lambda signum, _: (os.write(2, b'cifar.py: stopped before it began\n'), os._exit(128 + signum)))
+# fmt: on
 
 import argparse
 import math
@@ -264,28 +259,23 @@ def main(argv=None):
     if opt.compile and utils.compiler_works(device):
         # Each batch shape by itself, so that a resumed run runs the same graphs.
         loss_of = torch.compile(loss_of, dynamic=False)
-    params_s = {
-        k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')
-    }
-    trainable = [v for v in params_s.values() if v.requires_grad]
-    optimizer = utils.make_optimizer(trainable, opt, checkpoint['epoch'] if checkpoint else 1)
+    optimizer = utils.make_optimizer(
+        trainable(params), opt, checkpoint['epoch'] if checkpoint else 1
+    )
     if checkpoint:
         utils.load_optimizer(optimizer, checkpoint)
     with utils.open_folder(opt.save, checkpoint if here else None):
         if checkpoint:
-            (utils.agree if here else utils.save_run)(opt.save, checkpoint)
-        train(
-            opt,
-            loss_of,
-            f_student,
-            params,
-            params_s,
-            optimizer,
-            train_set,
-            test_set,
-            facts,
-            checkpoint,
-        )
+            if not here:
+                utils.save_checkpoint(opt.save, checkpoint)
+            utils.agree(opt.save, checkpoint)
+        how = utils.go_on(opt, here)
+        run = loss_of, f_student, params, optimizer, train_set, test_set
+        train(opt, *run, facts, checkpoint, how)
+
+
+def trainable(params):
+    return [v for v in params.values() if v.requires_grad]
 
 
 def prepare(opt, device, checkpoint):
@@ -296,7 +286,7 @@ def prepare(opt, device, checkpoint):
     if opt.alpha:
         check_classes(f'--teacher_id {opt.teacher_id} with --alpha', params_t, records, classes)
     # A student of its teacher's shape would draw that teacher's own initial values from the same seed.
-    twin = bool(params_t) and resnet.net_shape(params_t)[:2] == (opt.depth, opt.width)
+    twin = bool(params_t) and resnet.same_shape(params_t, opt.depth, opt.width)
     torch.manual_seed(
         data.seed_of(
             opt.seed, 'initial values', opt.depth, opt.width, twin and utils.crc(params_t.values())
@@ -335,14 +325,16 @@ def prepare(opt, device, checkpoint):
     return f_student, f_teacher, params, train_set, test_set, facts
 
 
-def train(opt, loss_of, f, params, params_s, optimizer, train_set, test_set, facts, checkpoint):
-    """The epochs, from the checkpoint's on; after each the run folder is written, and a line."""
+def train(opt, loss_of, f, params, optimizer, train_set, test_set, facts, checkpoint, how):
+    """The epochs, from the checkpoint's on; after each the run folder is written, and a line. how: what makes the run go on."""
     done, log = (checkpoint['epoch'], list(checkpoint['log'])) if checkpoint else (0, [])
-    trainable = [v for v in params_s.values() if v.requires_grad]
+    params_s = {
+        k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')
+    }
     about = {
         'teacher_test_acc': facts['teacher_test_acc'],
         'initial_lr': opt.lr,
-        'n_parameters': sum(v.numel() for v in trainable),
+        'n_parameters': sum(v.numel() for v in trainable(params)),
         'num_classes': len(train_set.classes),
         'classes': train_set.classes,
         'torch': torch.__version__,
@@ -353,7 +345,7 @@ def train(opt, loss_of, f, params, params_s, optimizer, train_set, test_set, fac
         f'lr {opt.lr:g}, times {opt.lr_decay_ratio:g} from epochs {opt.epoch_step} on'
     )
     curves = utils.open_curves(opt.save, log) if opt.tensorboard else None
-    main.hint = f'the same command with --resume goes on after epoch {done} of {opt.epochs}'
+    main.hint = f'{how} after epoch {done} of {opt.epochs}'
 
     def end_epoch(epoch, stats, train_time):
         start = time.time()
@@ -373,7 +365,7 @@ def train(opt, loss_of, f, params, params_s, optimizer, train_set, test_set, fac
         log.append(utils.json_stats(record))
         checkpoint = utils.make_checkpoint(params_s, optimizer, opt, epoch, log, facts)
         utils.save_run(opt.save, checkpoint)
-        main.hint = f'the same command with --resume goes on after epoch {epoch} of {opt.epochs}'
+        main.hint = f'{how} after epoch {epoch} of {opt.epochs}'
         print(utils.epoch_line(record), flush=True)
         if curves:
             utils.write_curves(curves, record)
@@ -382,7 +374,7 @@ def train(opt, loss_of, f, params, params_s, optimizer, train_set, test_set, fac
         end_epoch(0, {'train_loss': None, 'train_acc': None, 'at_losses': []}, 0.0)
     for epoch in range(done + 1, opt.epochs + 1):
         if epoch in opt.epoch_step:  # a new optimizer: momentum restarts at a drop, as published
-            optimizer = utils.make_optimizer(trainable, opt, epoch)
+            optimizer = utils.make_optimizer(trainable(params), opt, epoch)
         start = time.time()
         stats = train_epoch(epoch, loss_of, train_set, params, optimizer, opt)
         end_epoch(epoch, stats, time.time() - start)

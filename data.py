@@ -37,6 +37,10 @@ class UserError(ValueError):
     status = 2
 
 
+class BrokenImage(UserError):
+    """An image file that cannot be decoded."""
+
+
 class ImageSet(NamedTuple):
     images: torch.Tensor  # uint8 [N, H, W, 3], RGB
     labels: torch.Tensor  # int64 [N]
@@ -123,16 +127,16 @@ def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
 # ---------------------------------------------------------------- folders of images
 
 
-def scan_folder(dataroot, option: str = '--dataroot') -> tuple[dict, dict]:
-    """{class: [files]} of dataroot/train and of dataroot/test (or val), classes and files sorted by name. Raises UserError
-    where one is missing or empty, there is one class only, or the two have different classes."""
+def scan_folder(dataroot, option='--dataroot', tests=('test', 'val')) -> tuple[dict, dict]:
+    """{class: [files]} of dataroot/train and of the first of dataroot/`tests` that is there, classes and files sorted by name. Raises
+    UserError where one is missing or empty, there is one class only, or the two have different classes."""
     root = Path(dataroot)
-    found = [name for name in ('test', 'val') if os.path.isdir(root / name)]
+    found = [name for name in tests if os.path.isdir(root / name)]
     sets = []
-    for folder in root / 'train', root / (found[0] if found else 'test'):
+    for folder in root / 'train', root / (found[0] if found else tests[0]):
         if not os.path.isdir(folder):
             raise UserError(
-                f'{option} {root}: there is no folder {folder} (wanted: train/CLASS/* and test/CLASS/*, or val)'
+                f'{option} {root}: there is no folder {folder} (wanted: train/CLASS/* and {" or ".join(tests)}/CLASS/*)'
             )
         try:
             sets.append(_scan(folder))
@@ -245,7 +249,7 @@ def read_image(file) -> bytes:
     except OSError as e:
         raise UserError(f'{file}: cannot be read: {e.strerror}') from e
     if is_cut_off(raw):
-        raise UserError(f'{file}: broken image (it is cut off)')
+        raise BrokenImage(f'{file}: broken image (it is cut off)')
     return raw
 
 
@@ -255,7 +259,7 @@ def decode_bgr(file, raw, flags=cv2.IMREAD_COLOR):
     except cv2.error:
         image = None
     if image is None:
-        raise UserError(f'{file}: broken, or not an image')
+        raise BrokenImage(f'{file}: broken, or not an image')
     return image
 
 
@@ -464,6 +468,7 @@ def load_batches(
 
     What a view raises comes out here."""
     cv2.setNumThreads(1)  # the threads are ours: an image each
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is broken, we tell
     pool, waiting = ThreadPoolExecutor(nthread or cores()), deque()
 
     def work(items, out):

@@ -14,17 +14,13 @@ import os
 import signal
 import sys
 
-if (
-    __name__ == '__main__'
-):  # the imports take seconds; a signal in that time ends in one line as well
+# The imports take seconds; a signal in that time ends in one line as well.
+# fmt: off
+if __name__ == '__main__':
     for s in signal.SIGINT, signal.SIGTERM:
-        signal.signal(
-            s,
-            lambda signum, _: (
-                os.write(2, b'imagenet.py: stopped before it began\n'),
-                os._exit(128 + signum),
-            ),
-        )
+        signal.signal(s, lambda signum, _: (os.write(2, b'imagenet.py: stopped before it began\n'), os._exit(128 + signum)))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+# fmt: on
 
 import argparse
 import contextlib
@@ -61,14 +57,13 @@ KNOWN_ERRORS = {
 
 
 def group_list(text):
-    """An argparse type: '2,3' -> [2, 3]."""
-    if not re.fullmatch('[0-3](,[0-3])*', text) or len(set(text.split(','))) != len(
-        text.split(',')
-    ):
+    """An argparse type: '2,3' or '[2, 3]' -> [2, 3]."""
+    groups = text.strip('[]').replace(' ', '').split(',')
+    if not set(groups) <= set('0123') or len(set(groups)) != len(groups):
         raise argparse.ArgumentTypeError(
             f'{text[:40]!r} is not a list of different groups of 0 to 3, such as 2,3'
         )
-    return [int(g) for g in text.split(',')]
+    return [int(g) for g in groups]
 
 
 parser = utils.Parser(__doc__)
@@ -80,7 +75,7 @@ add('--student_params', default='', metavar='FILE', help='weights that the stude
 add('--finetune', action='store_true', help='replace the head of --student_params for the classes at hand, and keep batch norms and the first group fixed (paper: Table 4)')
 add = parser.add_argument_group('data').add_argument
 add('--imagenetpath', metavar='DIR', help='photographs: DIR/train/CLASS/* and DIR/val/CLASS/*')
-add('--image_size', default=224, type=number(int, 32, 1024), help='side of the crops in pixels; for testing the shorter side is made 256/224 of it (paper, and default: 224)')
+add('--image_size', default=224, type=number(int, 33, 1024), help='side of the crops in pixels; for testing the shorter side is made 256/224 of it (paper, and default: 224)')
 add('--check_images', action='store_true', help='decode every image before training, and list those that are broken')
 add('--skip_broken', action='store_true', help='put the next image of its class in place of a broken one, and count them in the log; else the first one stops the run')
 add = parser.add_argument_group('teacher').add_argument
@@ -113,6 +108,10 @@ def complete(opt):
         )
     if world_size() > 1 and opt.ngpu > 1:
         raise UserError(f'--ngpu {opt.ngpu}: under torchrun a process has one GPU; leave it out')
+    if world_size() > 1 and opt.gpu_id:
+        raise UserError(
+            f'--gpu_id: torchrun has begun; run CUDA_VISIBLE_DEVICES={opt.gpu_id} torchrun …'
+        )
     if opt.epoch_step is None:
         opt.epoch_step = utils.scaled_steps(PUBLISHED_STEPS, PUBLISHED_EPOCHS, opt.epochs)
     if not opt.save:
@@ -175,6 +174,15 @@ def from_all(tensor):
     return torch.stack(gathered)
 
 
+def gather(items):
+    """All ranks' items in one list, in each of them."""
+    if world_size() == 1:
+        return list(items)
+    gathered = [None] * world_size()
+    dist.all_gather_object(gathered, list(items))
+    return [item for part in gathered for item in part]
+
+
 def say(text, file=None):
     if rank() == 0:
         print(text, file=file or sys.stdout, flush=True)
@@ -190,7 +198,7 @@ class Photographs:
         self.files = [file for files in folder.values() for file in files]
         self.labels = torch.tensor([c for c, files in enumerate(folder.values()) for _ in files])
         self.classes = list(folder)
-        self.broken = set()
+        self.broken = set()  # indices of those that --skip_broken has replaced
 
     def batches(self, batches, view, opt, device):
         """(images, labels) on the device for each index tensor of `batches`; view(file, i, out) fills the image of sample i."""
@@ -199,13 +207,13 @@ class Photographs:
             i = int(i)
             try:
                 return view(self.files[i], i, out)
-            except data.UserError:
+            except data.BrokenImage:
                 if not opt.skip_broken:
                     raise
-            self.broken.add(self.files[i])
+            self.broken.add(i)
             same = (self.labels == self.labels[i]).nonzero()[:, 0].tolist()
             for j in same[same.index(i) + 1 :] + same[: same.index(i)]:
-                with contextlib.suppress(data.UserError):
+                with contextlib.suppress(data.BrokenImage):
                     return view(self.files[j], i, out)
             raise UserError(
                 f'--skip_broken: every image of {self.classes[self.labels[i]]} is broken'
@@ -240,19 +248,21 @@ def on_device(loaded, labels, device):
 
 
 def open_photographs(opt):
-    """(train, val) Photographs of --imagenetpath. With --check_images all are decoded once."""
-    train, val = (
-        Photographs(folder) for folder in data.scan_folder(opt.imagenetpath, '--imagenetpath')
-    )
-    if opt.check_images and rank() == 0:
-        broken = data.find_broken([*train.files, *val.files], opt.nthread)
-        for message in broken:
-            print(message, file=sys.stderr)
-        if broken and not opt.skip_broken:
-            raise UserError(
-                f'--check_images: {len(broken)} images are broken (listed above); remove them, or give --skip_broken'
-            )
-    return train, val
+    """(train, val) Photographs of --imagenetpath."""
+    folders = data.scan_folder(opt.imagenetpath, '--imagenetpath', ('val',))
+    return [Photographs(folder) for folder in folders]
+
+
+def check_images(sets, opt):
+    """--check_images: every image is decoded once, by all ranks together. Raises UserError after a line on each that is broken."""
+    files = [file for photographs in sets for file in photographs.files]
+    broken = gather(data.find_broken(files[rank() :: world_size()], opt.nthread))
+    for line in broken:
+        say(line, sys.stderr)
+    if broken and not opt.skip_broken:
+        raise UserError(
+            f'--check_images: {len(broken)} images are broken (listed above); remove them, or give --skip_broken'
+        )
 
 
 # ---------------------------------------------------------------- nets
@@ -261,16 +271,16 @@ def open_photographs(opt):
 def load_student(opt, num_classes, params_t):
     """(f, params) of the net to train: of --student_params, or new. With --finetune its head is new, and what stays fixed needs no gradient."""
     # A student of its teacher's shape would draw that teacher's own initial values from the same seed.
-    twin = bool(params_t) and resnet.net_shape(params_t)[:2] == (opt.depth, opt.width)
+    twin = bool(params_t) and resnet.same_shape(params_t, opt.depth, opt.width)
     of_teacher = twin and utils.crc(params_t.values())
     torch.manual_seed(data.seed_of(opt.seed, 'initial values', opt.depth, opt.width, of_teacher))
     if not opt.student_params:
         return resnet.resnet(opt.depth, opt.width, num_classes)
     f, params, _ = load_net_for(opt, 'student_params')
     depth, width, classes = resnet.net_shape(params)
-    if (depth, width) != (opt.depth, opt.width):
+    if not resnet.same_shape(params, opt.depth, opt.width):
         raise UserError(
-            f'--student_params {opt.student_params}: has depth {depth} and width {width:g}; --depth {opt.depth}, --width {opt.width:g}'
+            f'--student_params {opt.student_params}: has --depth {depth} and --width {width:g}, not {opt.depth} and {opt.width:g}'
         )
     if opt.finetune:
         head = utils.linear_params(params['fc.weight'].shape[1], num_classes)
@@ -316,8 +326,10 @@ def test_teacher(f, params, records, val, opt, device):
     depth, width, num_classes = resnet.net_shape(params)
     known = KNOWN_ERRORS.get((resnet.layout(params), depth, width))
     logged = records[-1].get('test_acc') if records else None
-    expected = logged[0] if isinstance(logged, list) and logged else None
-    if not records and known is not None and num_classes == 1000:
+    expected = None
+    if records and records[0].get('image_size') == opt.image_size:
+        expected = logged[0] if isinstance(logged, list) and logged else None
+    elif not records and known is not None and num_classes == 1000 and opt.image_size == 224:
         expected = 100 - known
     # Three standard deviations of a share among so many images.
     margin = 300 * math.sqrt(0.25 / len(sample))
@@ -356,17 +368,16 @@ def make_loss(f_student, f_teacher, opt, device_ids):
         loss = task = utils.distillation(y_s, y_t, targets, opt.temperature, opt.alpha)
         if opt.beta and transfer:
             loss = task + opt.beta * sum(at_losses)
-        return loss, torch.stack(
-            [loss, task, *at_losses, *top_1_and_5(y_s.detach(), targets)]
-        ).detach()
+        accuracies = 100 * hits(y_s.detach(), targets).float().mean(1)
+        return loss, torch.stack([loss, task, *at_losses, *accuracies]).detach()
 
     return loss
 
 
-def top_1_and_5(logits, targets):
-    """Accuracies of a batch in per cent: whether the label is the likeliest class, or one of the five likeliest."""
+def hits(logits, targets):
+    """bool [2, B]: whether the label is the likeliest class, and whether it is one of the five likeliest."""
     found = logits.topk(min(5, logits.shape[1]), 1).indices == targets[:, None]
-    return [100 * found[:, :k].any(1).float().mean() for k in (1, 5)]
+    return torch.stack([found[:, 0], found.any(1)])
 
 
 def term_names(opt):
@@ -399,8 +410,8 @@ def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint
     """One pass over the training images, from where `begun`, a checkpoint or None, left it. Returns {train_loss, train_acc, at_losses},
     means over samples.
 
-    checkpoint(step, sums) is called after each step but the last, and writes one where it is time. Raises UserError, status 1, where a
-    term of the loss is not finite: it looks every 20 steps, as a look stops the device."""
+    A checkpoint is written where it is time, and after the last step, so that testing may be interrupted. Raises UserError, status 1,
+    where a term of the loss is not finite: it looks every 20 steps, as a look stops the device."""
     n, world, names = len(train.labels), world_size(), term_names(opt)
     batches = data.epoch_order(n, opt.seed, epoch).split(opt.batch_size)
     # Ranks split a batch. One that gets nothing of the last, smaller one takes its first image with weight 0.
@@ -412,41 +423,37 @@ def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint
     def view(file, i, out):
         return data.train_view(file, opt.image_size, opt.seed, epoch, i, out)
 
-    with data.quiet_decoders() as stderr:
-        bar = tqdm(
-            total=n,
-            initial=sum(map(len, batches[:start])),
-            desc=f'epoch {epoch}/{opt.epochs}',
-            unit=' images',
-            leave=False,
-            file=stderr,
-            disable=rank() != 0 or not stderr.isatty(),
-        )
-        with bar, contextlib.closing(train.batches(mine[start:], view, opt, device)) as loaded:
-            for step, (images, targets) in enumerate(loaded, start):
-                loss, terms = step_of(images, targets, transfer)
-                if (
-                    world > 1
-                ):  # the plain mean of the ranks' gradients is taken, but a rank counts by its images
-                    loss = loss * (weights[step] * world / len(batches[step]))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                rows.append(terms)
-                bar.update(len(batches[step]))
-                last = step + 1 == len(batches)
-                wanted = not last and checkpoint.wanted(step + 1)
-                if (step + 1) % 20 == 0 or last or wanted:
-                    recent = torch.stack(rows).cpu()
-                    utils.check_finite(recent, names, epoch, looked, opt.save)
-                    for row, weight in zip(recent.double(), weights[looked:]):
-                        sums += row * weight
-                    bar.set_postfix_str(
-                        f'loss {recent[:, 0].mean():.3f}, top-1 {recent[:, -2].mean():.1f} %'
-                    )
-                    rows, looked = [], step + 1
-                if wanted:
-                    checkpoint.write(step + 1, sums)
+    bar = tqdm(
+        total=n,
+        initial=sum(map(len, batches[:start])),
+        desc=f'epoch {epoch}/{opt.epochs}',
+        unit=' images',
+        leave=False,
+        disable=rank() != 0 or not sys.stderr.isatty(),
+    )
+    with bar, contextlib.closing(train.batches(mine[start:], view, opt, device)) as loaded:
+        for step, (images, targets) in enumerate(loaded, start):
+            loss, terms = step_of(images, targets, transfer)
+            if (
+                world > 1
+            ):  # a plain mean of the ranks' gradients is taken, but a rank counts by its images
+                loss = loss * (weights[step] * world / len(batches[step]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rows.append(terms)
+            bar.update(len(batches[step]))
+            wanted = checkpoint.wanted() or step + 1 == len(batches)
+            if (step + 1) % 20 == 0 or wanted:
+                recent = torch.stack(rows).cpu()
+                utils.check_finite(recent, names, epoch, looked, opt.save)
+                for row, weight in zip(recent.double(), weights[looked:]):
+                    sums += row * weight
+                said = recent.mean(0).tolist()
+                bar.set_postfix_str(f'loss {said[0]:.3f}, top-1 {said[-2]:.1f} %')
+                rows, looked = [], step + 1
+            if wanted:
+                checkpoint.write(step + 1, sums)
 
     meters = [meter.AverageValueMeter() for _ in names]
     for m, value in zip(meters, from_all(sums).sum(0).tolist()):
@@ -475,15 +482,14 @@ def test(f, params, val, opt, device, sample=None, base=''):
     def view(file, i, out):
         return data.centre_view(file, opt.image_size, out)
 
-    with data.quiet_decoders():
-        for images, targets in val.batches(
-            index[rank() :: world_size()].split(100), view, opt, device
-        ):
-            logits, _ = f(normalize(images), params, False, base)
-            loss = F.cross_entropy(logits, targets)
-            sums += len(targets) * torch.stack([loss, *top_1_and_5(logits, targets)]).cpu().double()
-    loss, *acc = (from_all(sums).sum(0) / len(index)).tolist()
-    return loss, acc
+    mine = [part for part in index[rank() :: world_size()].split(100) if len(part)]
+    for images, targets in val.batches(mine, view, opt, device):
+        logits, _ = f(normalize(images), params, False, base)
+        loss = F.cross_entropy(logits, targets, reduction='sum')
+        right = hits(logits, targets).sum(1)
+        sums += torch.stack([loss.double().cpu(), *right.double().cpu()])
+    loss, *right = from_all(sums).sum(0).tolist()
+    return loss / len(index), [100 * r / len(index) for r in right]
 
 
 # ---------------------------------------------------------------- main
@@ -494,27 +500,29 @@ class Checkpoints:
 
     def __init__(self, opt, make):
         self.opt, self.make = opt, make
-        self.signals, self.last = [], time.time()
+        self.signals, self.last, self.in_epoch = [], time.time(), False
         for signum in signal.SIGTERM, signal.SIGINT, signal.SIGUSR1:
             signal.signal(signum, self.ask)
 
     def ask(self, signum, frame):
-        if signum in self.signals and signum != signal.SIGUSR1:  # a second time: at once
+        # A second time, or where no step is under way: at once.
+        if signum != signal.SIGUSR1 and (signum in self.signals or not self.in_epoch):
             raise utils.Stopped(signum)
         self.signals.append(signum)
 
-    def wanted(self, step):
+    def wanted(self):
         due = bool(self.signals) or time.time() - self.last > 60 * self.opt.checkpoint_minutes
-        if world_size() == 1:
-            return due
-        # All ranks must come to the same answer; they talk about it every ten steps.
-        if step % 10:
-            return False
-        answer = torch.tensor([due], dtype=torch.uint8)
-        return bool(from_all(answer).any())
+        # All ranks must come to the same answer.
+        return bool(from_all(torch.tensor([due], dtype=torch.uint8)).any())
 
     def write(self, step, sums):
         checkpoint = self.make(step, [row.tolist() for row in from_all(sums)])
+        if not all(v.isfinite().all() for v in checkpoint['params'].values()):
+            raise UserError(
+                f'after step {step} the parameters are not finite; {self.opt.save} is kept as after its last checkpoint. '
+                'A lower --lr or --beta may help',
+                status=1,
+            )
         if rank() == 0:
             utils.save_checkpoint(self.opt.save, checkpoint)
         self.last = time.time()
@@ -533,6 +541,12 @@ def begin(argv):
     this for all, so that a mistake is told once and a run folder on its disk is enough."""
     opt, given = parser.parse(argv)
     if opt.evaluate:
+        # A run is tested at its own size.
+        log = Path(opt.evaluate) / 'log.txt'
+        record = utils.read_log(log)[0] if os.path.isfile(log) else {}
+        for name in {'image_size', 'imagenetpath'} - given:
+            if name in record and parser.takes(name, record[name]):
+                setattr(opt, name, record[name])
         if not opt.imagenetpath:
             raise UserError('--evaluate: give the photographs to test on, --imagenetpath')
         return opt, None, False
@@ -579,29 +593,21 @@ def run(opt, device, device_ids, checkpoint, here):
         loss_of = torch.compile(loss_of, dynamic=False)
     step_of = Student(loss_of, params)
     if world_size() > 1:
-        step_of = DistributedDataParallel(
-            step_of, device_ids=device_ids if device.type == 'cuda' else None
-        )
-    params_s = {
-        k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')
-    }
-    optimizer = utils.make_optimizer(
-        trainable(params_s),
-        opt,
-        checkpoint['epoch'] + (checkpoint['step'] > 0) if checkpoint else 1,
-    )
+        ids = device_ids if device.type == 'cuda' else None
+        step_of = DistributedDataParallel(step_of, device_ids=ids)
+    epoch = checkpoint['epoch'] + (checkpoint['step'] > 0) if checkpoint else 1
+    optimizer = utils.make_optimizer(trainable(params), opt, epoch)
     if checkpoint:
         utils.load_optimizer(optimizer, checkpoint)
-    with (
-        utils.open_folder(opt.save, checkpoint if here else None)
-        if rank() == 0
-        else contextlib.nullcontext()
-    ):
-        if checkpoint and rank() == 0:
-            (utils.agree if here else utils.save_run)(opt.save, checkpoint)
-        train(
-            opt, step_of, f_student, params_s, optimizer, train_set, val, facts, checkpoint, device
-        )
+    first = rank() == 0
+    folder = utils.open_folder(opt.save, checkpoint if here else None)
+    with folder if first else contextlib.nullcontext():
+        if checkpoint and first:
+            if not here:
+                utils.save_checkpoint(opt.save, checkpoint)
+            utils.agree(opt.save, checkpoint)
+        how = utils.go_on(opt, here)
+        train(opt, step_of, f_student, params, optimizer, train_set, val, facts, checkpoint, how)
 
 
 def trainable(params):
@@ -633,6 +639,10 @@ def prepare(opt, device, checkpoint):
     }
     if checkpoint:
         utils.check_facts(facts, checkpoint)
+        for photographs, broken in zip((train_set, val), checkpoint['facts'].get('broken', [])):
+            photographs.broken.update(broken)
+    if opt.check_images:
+        check_images((train_set, val), opt)
     params_s, params_t = (utils.to_device(p, device) for p in (params_s, params_t))
     if checkpoint:
         facts['teacher_test_acc'] = checkpoint['facts'].get('teacher_test_acc')
@@ -644,49 +654,59 @@ def prepare(opt, device, checkpoint):
     return f_student, f_teacher, params, train_set, val, facts
 
 
-def train(opt, step_of, f, params_s, optimizer, train_set, val, facts, begun, device):
-    """The epochs, from the checkpoint `begun` on; after each the run folder is written, and a line."""
+def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, how):
+    """The epochs, from the checkpoint `begun` on; after each the run folder is written, and a line. how: what makes the run go on."""
     done, log = (begun['epoch'], list(begun['log'])) if begun else (0, [])
+    device = next(iter(params.values())).device
+    params_s = {
+        k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')
+    }
     about = {
         'teacher_test_acc': facts['teacher_test_acc'],
         'initial_lr': opt.lr,
-        'n_parameters': sum(v.numel() for v in trainable(params_s)),
+        'n_parameters': sum(v.numel() for v in trainable(params)),
         'num_classes': len(val.classes),
         'classes': val.classes,
         'processes': world_size(),
         'torch': torch.__version__,
     }
     say(
-        f'{about["n_parameters"]:,} trained parameters; {len(train_set.labels):,} images of {len(val.classes)} classes'
+        f'{about["n_parameters"]:,} trained parameters; {len(train_set.labels):,} images of {len(val.classes)} classes; '
+        f'lr {opt.lr:g}, times {opt.lr_decay_ratio:g} from epochs {opt.epoch_step} on'
     )
     curves = utils.open_curves(opt.save, log) if opt.tensorboard and rank() == 0 else None
+    main.hint = f'{how} after epoch {done} of {opt.epochs}'
 
-    def make(step, sums):
-        checkpoint = utils.make_checkpoint(params_s, optimizer, opt, done, log, facts, step, sums)
-        main.hint = f'the same command with --resume goes on after step {step} of epoch {done + 1}'
-        return checkpoint
+    def make(step, sums, epoch=None):
+        broken = [sorted(set(gather(photographs.broken))) for photographs in (train_set, val)]
+        known = facts | {'broken': broken}
+        epoch = done if epoch is None else epoch
+        main.hint = f'{how} after ' + (
+            f'step {step} of epoch {epoch + 1}' if step else f'epoch {epoch}'
+        )
+        return utils.make_checkpoint(params_s, optimizer, opt, epoch, log, known, step, sums)
 
     checkpoints = Checkpoints(opt, make)
 
     def end_epoch(epoch, stats, train_time):
         start = time.time()
+        if world_size() > 1:  # the statistics that are kept are the first rank's
+            for name, value in params_s.items():
+                if utils.is_statistic(name):
+                    dist.broadcast(value, 0)
         test_loss, test_acc = test(f, params_s, val, opt, device)
         if not math.isfinite(test_loss):
             raise UserError(
                 f'epoch {epoch}: the test loss is {test_loss}; {opt.save} is kept as after its last checkpoint',
                 status=1,
             )
-        stats |= {
-            'test_loss': test_loss,
-            'test_acc': test_acc,
-            'lr': utils.learning_rate(max(epoch, 1), opt),
-        }
-        stats['broken_images'] = len(train_set.broken | val.broken)
+        rate = utils.learning_rate(max(epoch, 1), opt)
+        stats |= {'test_loss': test_loss, 'test_acc': test_acc, 'lr': rate}
+        stats['broken_images'] = sum(len(set(gather(s.broken))) for s in (train_set, val))
         times = {'train_time': train_time, 'test_time': time.time() - start}
         record = utils.run_options(opt) | {'epoch': epoch} | stats | about | times
         log.append(utils.json_stats(record))
-        checkpoint = utils.make_checkpoint(params_s, optimizer, opt, epoch, log, facts)
-        main.hint = f'the same command with --resume goes on after epoch {epoch} of {opt.epochs}'
+        checkpoint = make(0, [], epoch)
         if rank() == 0:
             utils.save_run(opt.save, checkpoint)
             if curves:
@@ -694,19 +714,19 @@ def train(opt, step_of, f, params_s, optimizer, train_set, val, facts, begun, de
         checkpoints.last = time.time()
         say(utils.epoch_line(record))
 
-    main.hint = f'the same command with --resume goes on after epoch {done} of {opt.epochs}'
     if opt.epochs == 0 and not log:
         end_epoch(0, {'train_loss': None, 'train_acc': None, 'at_losses': []}, 0.0)
     while done < opt.epochs:
         epoch = done + 1
         if epoch in opt.epoch_step and not (begun and begun['step']):
             # A new optimizer: momentum restarts at a drop, as published.
-            optimizer = utils.make_optimizer(trainable(params_s), opt, epoch)
+            optimizer = utils.make_optimizer(trainable(params), opt, epoch)
         start = time.time()
+        checkpoints.in_epoch = True
         stats = train_epoch(epoch, step_of, train_set, optimizer, opt, device, begun, checkpoints)
+        checkpoints.in_epoch = False
         end_epoch(epoch, stats, time.time() - start)
         done, begun = epoch, None
-        checkpoints.stop()
 
 
 def evaluate(opt, device):

@@ -387,6 +387,13 @@ def net_shape(params: dict) -> tuple[int, float, int]:
     return depth, channels('group3.block0.conv0') / 512, num_classes
 
 
+def same_shape(params: dict, depth, width) -> bool:
+    """Whether these are the parameters of a net of that depth and width, which names tell but for a fraction of a channel."""
+    found_depth, found_width, _ = net_shape(params)
+    last = 64 if layout(params) == 'wrn' else 512
+    return found_depth == depth and round(last * found_width) == int(last * width)
+
+
 def from_params(params: dict) -> Callable:
     """The function of the net whose parameters these are, its layout and topology read from their names: a wrn, a resnet, or a
     release (folded, affine). Raises UserError with the names that were not understood."""
@@ -446,10 +453,10 @@ def load_net(source) -> tuple[Callable, dict, list]:
             raise UserError(f'{source}: has neither model.hkl nor model.pt7')
     f, params = check_net(load_params(weights), weights)
     if records:
-        logged, shape = [records[0].get(k) for k in ('depth', 'width')], list(net_shape(params)[:2])
-        if not all(type(v) in (int, float) for v in logged):
+        logged, shape = [records[0].get(k) for k in ('depth', 'width')], net_shape(params)
+        if not all(type(v) in (int, float) and abs(v) < 1e6 for v in logged):
             raise UserError(f'{source / "log.txt"}: its first line does not tell depth and width')
-        if logged[0] != shape[0] or abs(logged[1] - shape[1]) > 1 / 16:
+        if not same_shape(params, *logged):
             raise UserError(
                 f'{weights}: has depth {shape[0]} and width {shape[1]:g}, but its log.txt says {logged[0]} and {logged[1]:g}'
             )

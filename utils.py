@@ -611,6 +611,16 @@ def save_checkpoint(folder, checkpoint: dict) -> None:
     write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
 
 
+def go_on(opt, here: bool) -> str:
+    """What makes a run go on that was begun with these options; here: it goes on from a checkpoint of its own folder."""
+    elsewhere = isinstance(opt.resume, str) and not here
+    return (
+        'the same command with --resume'
+        + (' alone, without a path,' if elsewhere else '')
+        + ' goes on'
+    )
+
+
 def save_run(folder, checkpoint: dict) -> None:
     """Writes checkpoint.pt, then log.txt and model.hkl, which follow from it (see CHECKPOINT for what it holds)."""
     save_checkpoint(folder, checkpoint)
@@ -626,7 +636,7 @@ def agree(folder, checkpoint: dict) -> None:
     """Makes log.txt and model.hkl agree with the checkpoint, as a kill between two of them may leave them apart; what agrees
     is not touched. Of a checkpoint inside an epoch only the log follows: model.hkl is that of the epoch before."""
     log, model = Path(folder) / 'log.txt', Path(folder) / 'model.hkl'
-    if not log.is_file() or log.read_bytes() != log_text(checkpoint).encode():
+    if (log.read_bytes() if log.is_file() else b'') != log_text(checkpoint).encode():
         write_text(log, log_text(checkpoint))
     if checkpoint['step']:
         return
@@ -704,6 +714,7 @@ def load_checkpoint(path) -> dict:
 
 # What may differ between a run and its continuation: where and how long it runs, not what it computes.
 MAY_DIFFER = {
+    'skip_broken',
     'checkpoint_minutes',
     'check_images',
     'epochs',
@@ -736,8 +747,11 @@ def find_checkpoint(opt, given: set, parser, default_save) -> tuple:
         if not holds_run(folder):
             return None, None
     else:
-        source = Path(opt.resume)
-        folder = source if os.path.isdir(source) else source.parent
+        source = folder = Path(opt.resume)
+        if source.name == 'checkpoint.pt' and not os.path.isdir(source):
+            folder = source.parent
+        if not opt.save and os.path.isfile(folder):
+            raise UserError(f'--resume {source}: give the folder to go on in, --save')
         opt.save = opt.save or str(folder)
     checkpoint = load_checkpoint(source)
     continue_options(opt, given, checkpoint, parser)
@@ -916,7 +930,7 @@ def choose_device(opt) -> tuple[torch.device, list]:
     )
     if opt.gpu_id and not n_gpus and (name == 'cuda' or opt.device == 'auto'):
         raise UserError(
-            f'--gpu_id {opt.gpu_id}: there is no such CUDA device here; leave the option out to run on the CPU'
+            f'--gpu_id {opt.gpu_id}: there is no such CUDA device here; --device cpu runs on the CPU'
         )
     if name == 'cuda' and not n_gpus:
         raise UserError(
@@ -939,6 +953,7 @@ def choose_device(opt) -> tuple[torch.device, list]:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not opt.deterministic
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32; bfloat16 is the fast way
     return torch.device(name), list(range(opt.ngpu)) if name == 'cuda' else [torch.device(name)]
 
 

@@ -19,13 +19,14 @@ import torch
 import torchvision
 from torchvision import transforms
 
+import cifar
 import imagenet
 import resnet
 import utils
 from test_resnet import AffineNet, fold, torchvision_net
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ['--image_size', '32', '--width', '0.25', '--batch_size', '12', '--nthread', '1']
+SMALL = ['--image_size', '40', '--width', '0.25', '--batch_size', '12', '--nthread', '1']
 
 
 def make_photographs(root, classes=('beach', 'city', 'wood'), train=14, val=5):
@@ -245,8 +246,8 @@ def reference_accuracy(net, home):
     """[top-1, top-5] of a module on set/val by torchvision's own pipeline, and the mean loss."""
     pipeline = transforms.Compose(
         [
-            transforms.Resize(37),  # 32 * 256 / 224
-            transforms.CenterCrop(32),
+            transforms.Resize(46),  # 40 * 256 / 224
+            transforms.CenterCrop(40),
             transforms.ToTensor(),
             transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
@@ -421,7 +422,7 @@ def test_two_processes_stopped_inside_an_epoch_go_on_to_the_same_bits(home):
                 os.kill(int(other.parent.name), signal.SIGKILL)
     process.communicate()
     checkpoint = utils.load_checkpoint(path)
-    assert checkpoint['step'] % 10 == 0 and len(checkpoint['sums']) == 2
+    assert checkpoint['step'] > 0 and len(checkpoint['sums']) == 2
     time.sleep(1)
     done = command(home, *stopped, processes=2)
     assert done.returncode == 0, done.stderr
@@ -440,6 +441,7 @@ def test_two_processes_stopped_inside_an_epoch_go_on_to_the_same_bits(home):
     [
         (['--imagenetpath', 'nowhere'], 'nowhere'),
         (['--imagenetpath', 'set/train'], 'train'),
+        (['--image_size', '32'], '--image_size'),
         (['--depth', '20'], 'depth 20'),
         (['--at_groups', '4'], '--at_groups'),
         (['--at_groups', '1,1'], '--at_groups'),
@@ -449,7 +451,7 @@ def test_two_processes_stopped_inside_an_epoch_go_on_to_the_same_bits(home):
         (['--teacher_params', 'nobody.hkl'], 'nobody.hkl'),
         (['--teacher_params', 'cifar.hkl'], 'four groups'),
         (['--teacher_params', 'nine_classes.hkl', '--alpha', '0.5'], '--alpha'),
-        (['--student_params', 'teacher.hkl', '--depth', '34', '--width', '1'], '--depth 34'),
+        (['--student_params', 'teacher.hkl', '--depth', '34', '--width', '1'], 'not 34 and 1'),
         (['--resume', 'logs/nowhere'], 'logs/nowhere'),
         (['--evaluate', 'cifar.hkl'], 'classes'),
     ],
@@ -463,6 +465,113 @@ def test_a_mistake_is_one_line_that_names_it(home, options, named, monkeypatch, 
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and error.startswith('imagenet.py: error: ') and named in error
     assert sorted(str(p) for p in home.rglob('*')) == before
+
+
+@pytest.mark.parametrize('parser', [cifar.parser, imagenet.parser], ids=['cifar.py', 'imagenet.py'])
+def test_whatever_an_option_takes_a_checkpoint_may_hold(parser):
+    samples = ['3', '64', '0.25', '[2,5]', '1,3', 'bfloat16', 'shapes', 'cpu', 'a/b.hkl']
+    for action in parser._actions:
+        if action.dest in ('help', 'resume', 'evaluate'):
+            continue
+        name, tried = action.option_strings[0], 0
+        for sample in [None] if action.nargs == 0 else samples:
+            try:
+                opt, _ = parser.parse([name] if sample is None else [name, sample])
+            except utils.UserError:
+                continue
+            value = json.loads(json.dumps(getattr(opt, action.dest)))
+            assert parser.takes(action.dest, value), (name, value)
+            tried += 1
+        assert tried, name
+        assert not parser.takes(action.dest, {'a': 1}) and not parser.takes(action.dest, [None])
+
+
+def test_the_tests_are_in_val_whatever_else_there_is(home, tmp_path, monkeypatch):
+    shutil.copytree(home / 'set', tmp_path / 'set')
+    (tmp_path / 'set/test').mkdir()
+    cv2.imwrite(str(tmp_path / 'set/test/ILSVRC2012_test_1.jpg'), np.zeros((9, 9, 3), np.uint8))
+    assert run(tmp_path, '--epochs', 0, '--save', 'run', monkeypatch=monkeypatch) == 0
+    assert run(tmp_path, '--evaluate', 'run', monkeypatch=monkeypatch) == 0
+
+
+def test_a_run_is_evaluated_at_its_own_size(home, monkeypatch, capsys):
+    size = ['--image_size', 64, '--epochs', 1, '--save', 'logs/sized']
+    assert run(home, *size, monkeypatch=monkeypatch) == 0
+    capsys.readouterr()
+    small = ['--nthread', '1']
+    assert run(home, '--evaluate', 'logs/sized', monkeypatch=monkeypatch, small=small) == 0
+    stats = json.loads(capsys.readouterr().out.splitlines()[-1].removeprefix('json_stats: '))
+    logged = utils.read_log(home / 'logs/sized/log.txt')[-1]
+    assert (stats['test_loss'], stats['test_acc']) == (logged['test_loss'], logged['test_acc'])
+
+
+def test_resumed_with_groups_and_a_fraction_of_width(home, monkeypatch, capsys):
+    options = [
+        '--teacher_params',
+        'teacher.hkl',
+        '--at_groups',
+        '2,3',
+        '--width',
+        '0.3',
+        '--epoch_step',
+        '[9]',
+    ]
+    for epochs in 1, 2:
+        save = ['--save', 'logs/groups', '--epochs', epochs, '--resume']
+        assert run(home, *options, *save, monkeypatch=monkeypatch) == 0, capsys.readouterr().err
+    more = [
+        '--student_params',
+        'logs/groups',
+        '--width',
+        '0.3',
+        '--epochs',
+        0,
+        '--save',
+        'logs/groups2',
+    ]
+    assert run(home, *more, monkeypatch=monkeypatch) == 0
+    twin = [
+        '--teacher_params',
+        'logs/twin0',
+        '--width',
+        '0.3',
+        '--epochs',
+        0,
+        '--save',
+        'logs/twin1',
+    ]
+    assert (
+        run(home, '--width', '0.3', '--epochs', 0, '--save', 'logs/twin0', monkeypatch=monkeypatch)
+        == 0
+    )
+    assert run(home, *twin, monkeypatch=monkeypatch) == 0
+    a, b = (utils.load_params(home / f'logs/twin{i}/model.hkl') for i in (0, 1))
+    assert not torch.equal(a['conv0'], b['conv0'])
+
+
+def test_from_inside_an_epoch_a_run_goes_on_in_another_folder(home, tmp_path, monkeypatch, capsys):
+    options = [*AT, '--save', 'logs/inside', '--checkpoint_minutes', '1e-6']
+    save, seen = utils.save_checkpoint, []
+
+    def stop_at_the_third(folder, checkpoint):
+        save(folder, checkpoint)
+        seen.append(checkpoint['step'])
+        if len(seen) == 3:
+            raise utils.Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(utils, 'save_checkpoint', stop_at_the_third)
+    assert run(home, *options, monkeypatch=monkeypatch) == 143 and seen == [1, 2, 3]
+    monkeypatch.setattr(utils, 'save_checkpoint', save)
+    capsys.readouterr()
+    assert run(home, *AT, '--save', 'logs/straight', monkeypatch=monkeypatch) == 0
+    elsewhere = ['--resume', 'logs/inside', '--save', 'logs/elsewhere']
+    assert run(home, *elsewhere, monkeypatch=monkeypatch) == 0, capsys.readouterr().err
+    drop = ('save', 'checkpoint_minutes')
+    assert log_of(home / 'logs/elsewhere', drop) == log_of(home / 'logs/straight', drop)
+    assert utils.load_checkpoint(home / 'logs/inside')['step'] == 3
+    shutil.copy(home / 'logs/inside/checkpoint.pt', home / 'other.pt')
+    assert run(home, '--resume', 'other.pt', monkeypatch=monkeypatch) == 2
+    assert '--save' in capsys.readouterr().err
 
 
 def test_a_world_larger_than_the_batch_is_refused(home):
@@ -483,7 +592,10 @@ def test_a_broken_photograph_stops_the_run_by_name_or_is_counted(
     assert run(tmp_path, *options, '--check_images', '--save', 'run2', monkeypatch=monkeypatch) == 2
     error = capsys.readouterr().err
     assert '3.jpg' in error and 'x.png' in error and '2 images are broken' in error
-    assert not (tmp_path / 'run2').exists()
+    assert not (tmp_path / 'run2').exists() and not (tmp_path / 'run/model.hkl').exists()
+    # The run that the broken image stopped goes on without it.
+    skip = [*options, '--resume', '--skip_broken']
+    assert run(tmp_path, *skip, monkeypatch=monkeypatch) == 0, capsys.readouterr().err
     assert run(tmp_path, *options, '--skip_broken', '--save', 'run3', monkeypatch=monkeypatch) == 0
     assert utils.read_log(tmp_path / 'run3/log.txt')[0]['broken_images'] == 2
 
