@@ -1,0 +1,175 @@
+"""Converts nets between our files, torchvision's and ONNX; the logits stay the same.
+
+    python scripts/convert.py resnet34 resnet-34.hkl                  # torchvision's weights, fetched once: a teacher for imagenet.py
+    python scripts/convert.py logs/resnet_18 resnet18.pth             # for torchvision's resnet18, or as .safetensors
+    python scripts/convert.py resnet18.pth folded.hkl --fold          # batch norms folded into the convolutions
+    python scripts/convert.py logs/resnet_18 net.onnx --normalize     # photographs -> logits; needs `pip install onnx`
+
+What is written is float32. To torchvision's layout and back nothing changes but num_batches_tracked, which becomes 0.
+"""
+
+import http.client
+import io
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data
+import resnet
+import utils
+from utils import UserError, number
+
+FORMATS = ('.hkl', '.pth', '.safetensors', '.onnx')
+MODELS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'wide_resnet50_2')
+
+parser = utils.Parser(__doc__)
+# fmt: off
+parser.add_argument('source', metavar='IN', help=f'a run folder or a weights file (.hkl, .pth, .pt7, .safetensors) of any net; or, where there is no such path, a model of torchvision, whose first weights (IMAGENET1K_V1) are fetched: {", ".join(MODELS)}')
+parser.add_argument('out', metavar='OUT', help='.hkl: our names; .pth or .safetensors: a resnet gets the names of torchvision, a net that torchvision does not have (wrn, folded, affine) keeps ours; .onnx: `images` [batch, 3, H, W], RGB -> `logits` [batch, classes]')
+parser.add_argument('--fold', action='store_true', help='fold the batch norms of a resnet into its convolutions, in float64: the layout of the released ResNet-18, ResNet-34 and WRN-50-2 (into .onnx a resnet goes so in any case)')
+parser.add_argument('--normalize', action='store_true', help='.onnx: images are uint8, and normalised in the graph as in training: as CIFAR for a wrn, as ImageNet for the others (default: images are float32 that the caller has normalised so)')
+parser.add_argument('--image_size', type=number(int, 8, 4096), metavar='N', help='.onnx: height and width of the images in pixels (default: 32 for a wrn, 224 for the others)')
+parser.add_argument('--force', action='store_true', help='replace OUT where it exists')
+# fmt: on
+
+
+def main(argv=None):
+    opt, given = parser.parse(argv)
+    out = Path(opt.out)
+    check_out(out, opt.force, given)
+    f, params, _ = resnet.load_net(opt.source if os.path.exists(opt.source) else fetch(opt.source))
+    # A graph is folded in any case: traced by torch 2.6, the padding of a resnet is a tensor, which its convolutions refuse.
+    if opt.fold or out.suffix == '.onnx' and resnet.layout(params) == 'resnet':
+        f, params = resnet.check_net(fold(params, opt.source), f'{opt.source}, folded')
+    kind, (depth, width, num_classes) = resnet.layout(params), resnet.net_shape(params)
+    what = f'{kind} of depth {depth}, width {width:g}, {num_classes} classes'
+    file = io.BytesIO()
+    if out.suffix == '.onnx':
+        size = opt.image_size or (32 if kind == 'wrn' else 224)
+        scale = (data.MEAN, data.STD) if kind == 'wrn' else (data.IMAGENET_MEAN, data.IMAGENET_STD)
+        export(f, params, size, scale if opt.normalize else None, file)
+        dtype = 'uint8' if opt.normalize else 'normalised float32'
+        what += f', images [batch, 3, {size}, {size}] in {dtype}'
+    elif out.suffix != '.hkl':
+        # Clones: of tensors that share memory torch.save writes all of it, and safetensors refuses them.
+        params = {k: v.clone() for k, v in params.items()}
+        params = utils.to_torchvision(params) if kind == 'resnet' else params
+        what += f', {"names of torchvision" if kind == "resnet" else "our names"}'
+        if out.suffix == '.pth':
+            torch.save(params, file)
+        else:
+            file.write(safetensors.torch.save(params, {'format': 'pt'}))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == '.hkl':
+        utils.save_params(out, params)
+    else:
+        utils.write_atomically(out, lambda temporary: temporary.write_bytes(file.getbuffer()))
+    print(f'wrote {out}: {what}')
+
+
+def check_out(out, force, given):
+    """Raises UserError where OUT, or an option beside it, cannot be: before a net is fetched or read."""
+    if out.suffix not in FORMATS:
+        raise UserError(f'OUT {out}: its name must end in {", ".join(FORMATS)}')
+    for name in sorted(given & {'normalize', 'image_size'}):
+        if out.suffix != '.onnx':
+            raise UserError(
+                f'--{name}: goes into the graph of an OUT that ends in .onnx, not {out}'
+            )
+    if os.path.isdir(out):
+        raise UserError(f'OUT {out}: is a folder; give the name of a file')
+    if os.path.lexists(out) and not force:
+        raise UserError(f'OUT {out}: is there already; give --force to replace it')
+    utils.check_writable(out.parent, 'OUT')
+    if out.suffix == '.onnx':
+        try:
+            import onnx  # noqa: F401
+        except ImportError as e:
+            raise UserError(f'OUT {out}: needs a package ({e}): pip install onnx') from e
+
+
+def fetch(name) -> Path:
+    """The file of torchvision's first weights of that model, fetched to where torchvision itself looks for it."""
+    if name not in MODELS:
+        raise UserError(
+            f'IN {name}: no such run folder or weights file, nor one of {", ".join(MODELS)}'
+        )
+    from torchvision.models import get_model_weights
+
+    url = get_model_weights(name).IMAGENET1K_V1.url
+    file = Path(torch.hub.get_dir(), 'checkpoints', Path(url).name)
+    if not file.exists():
+        print(f'fetching {url} to {file}', flush=True)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            crc = re.search(r'-([0-9a-f]+)\.', file.name)[1]
+            torch.hub.download_url_to_file(url, str(file), crc, progress=sys.stderr.isatty())
+        # RuntimeError: what came has another hash.
+        except (OSError, http.client.HTTPException, RuntimeError) as e:
+            raise UserError(
+                f'IN {name}: cannot fetch {url} ({e}); fetch it where there is a network, and give the file'
+            ) from e
+    return file
+
+
+def fold(params, source) -> dict:
+    """The layout `folded` of a resnet: in testing a batch norm is scale * x + (bias - scale * mean), and its convolution takes that in."""
+    kind = resnet.layout(params)
+    if kind != 'resnet':
+        why = 'it has no batch norms'
+        if kind == 'wrn':
+            why = 'its bn0 and bn follow sums, which cannot take them in, and no layout has only bn1 folded'
+        raise UserError(f'--fold: {source} is a net of the layout {kind}: {why}')
+    folded = {}
+    for name, weight in params.items():
+        if 'conv' not in name:
+            continue
+        gain, bias, mean, var = (
+            params[f'{name.replace("conv", "bn")}.{k}'].double()
+            for k in ('weight', 'bias', 'running_mean', 'running_var')
+        )
+        scale = gain / (var + 1e-5).sqrt()
+        base = name.replace('convdim', 'conv_dim')
+        folded[f'{base}.weight'] = (weight.double() * scale.view(-1, 1, 1, 1)).float()
+        folded[f'{base}.bias'] = (bias - scale * mean).float()
+    return folded | {k: params[k] for k in ('fc.weight', 'fc.bias')}
+
+
+class Graph(torch.nn.Module):
+    """images -> logits of a net. Its parameters are buffers, or they would be constants among the nodes of the graph."""
+
+    def __init__(self, f, params, scale):
+        super().__init__()
+        self.f, self.names = f, list(params)
+        self.scale = scale and [torch.tensor(v).view(3, 1, 1) for v in scale]
+        for name, value in params.items():
+            self.register_buffer(name.replace('.', '/'), value)
+
+    def forward(self, images):
+        if self.scale:
+            images = (images.float() - self.scale[0]) / self.scale[1]
+        params = {name: getattr(self, name.replace('.', '/')) for name in self.names}
+        return self.f(images, params, False)[0]
+
+
+def export(f, params, size, scale, file) -> None:
+    """Writes the net as ONNX, for any number of images of that size; `scale`: (mean, std) of the images, which are then uint8."""
+    if sum(v.nbytes for v in params.values()) > 2**31 - 2**24:
+        raise UserError('OUT: ONNX holds at most 2 GiB, and this net has more; write .safetensors')
+    images = torch.zeros(1, 3, size, size, dtype=torch.uint8 if scale else torch.float32)
+    options = {'input_names': ['images'], 'output_names': ['logits'], 'opset_version': 17}
+    options['dynamic_axes'] = {'images': {0: 'batch'}, 'logits': {0: 'batch'}}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')
+        # The newer exporter (dynamo) needs onnxscript beside onnx, and puts the parameters into a second file.
+        torch.onnx.export(Graph(f, params, scale).eval(), (images,), file, dynamo=False, **options)
+
+
+if __name__ == '__main__':
+    sys.exit(utils.call_main(main))
