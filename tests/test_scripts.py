@@ -393,5 +393,5 @@ def test_the_loop_of_readme_trains_any_module():
     assert len(code.splitlines()) < 25 and torch.isfinite(scope['loss'])
     x = {k: scope['wanted'][k].shape for k in scope['layers']}
     assert x == {k: scope['found'][k].shape for k in scope['layers']}
-    at = sum(float(utils.at_loss(scope['found'][k], scope['wanted'][k])) for k in scope['layers'])
+    at = sum(utils.at_loss(scope['found'][k], scope['wanted'][k]).item() for k in scope['layers'])
     assert at > 0 and scope['student'].layer1[0].conv1.weight.grad is not None
