@@ -512,6 +512,16 @@ def write_text(path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
+def write_bytes(path, raw: bytes) -> None:
+    """write_atomically of these bytes, in folders that are made where they are missing."""
+
+    def write(temporary):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(raw)
+
+    write_atomically(path, write)
+
+
 def json_stats(record: dict) -> str:
     """A line of log.txt: strict JSON."""
     return f'json_stats: {json.dumps(record, allow_nan=False)}'

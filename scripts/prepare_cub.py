@@ -1,0 +1,135 @@
+"""The birds of CUB-200-2011 as imagenet.py reads photographs: each bounding box cut out, its shorter side scaled to 256 pixels.
+
+    python scripts/prepare_cub.py CUB_200_2011 birds                # birds/train/CLASS/*.jpg and birds/val/CLASS/*.jpg
+    python scripts/prepare_cub.py CUB_200_2011 birds --resume       # go on after an interruption
+    python imagenet.py --imagenetpath birds --finetune --student_params resnet-18.hkl --depth 18
+
+CUB_200_2011 is the folder that CUB_200_2011.tgz unpacks to; its lists images.txt, classes.txt, bounding_boxes.txt and
+train_test_split.txt tell which photographs there are. All of them are decoded once before the first is written.
+"""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import cv2
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data
+import utils
+from utils import UserError, number
+
+SHORTER_SIDE = 256  # section 4.2 of the paper
+QUALITY = 95
+SPLITS = {'1': 'train', '0': 'val'}
+LONGEST_JPEG = 65500  # of libjpeg
+ADVICE = 'unpack CUB_200_2011.tgz again, and give its folder CUB_200_2011'
+
+parser = utils.Parser(__doc__)
+# fmt: off
+parser.add_argument('cub_dir', metavar='CUB_DIR', help='the folder CUB_200_2011, as it was unpacked')
+parser.add_argument('out_dir', metavar='OUT_DIR', help='what is written: a new or empty folder')
+parser.add_argument('--resume', action='store_true', help='keep the photographs that are in OUT_DIR, each of them whole, and write those that are missing')
+parser.add_argument('--nthread', default=0, type=number(int, 0, 1024), help='CPU threads (default: 0, one a core)')
+# fmt: on
+
+
+def main(argv=None):
+    opt, _ = parser.parse(argv)
+    out = Path(opt.out_dir)
+    photographs = read_lists(Path(opt.cub_dir))
+    data.check_classes(photographs, opt.cub_dir)
+    utils.check_writable(out, 'OUT_DIR')
+    names = data.unwritten(out, photographs, opt.resume)
+    cv2.setNumThreads(1)  # the threads are ours: a photograph each
+    torch.set_num_threads(1)
+
+    def check(name):
+        cut(*photographs[name])
+
+    def write(name):
+        image = cv2.cvtColor(scaled(cut(*photographs[name])), cv2.COLOR_RGB2BGR)
+        _, raw = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        utils.write_bytes(out / name, raw.tobytes())
+
+    data.in_threads(check, names, 'checking', opt.nthread)
+    main.hint = 'the same command with --resume goes on'
+    data.in_threads(write, names, 'writing', opt.nthread)
+    train = sum(name.startswith('train/') for name in photographs)
+    print(f'wrote {out}: {train} photographs in train, {len(photographs) - train} in val')
+
+
+def read_lists(root) -> dict:
+    """{train/CLASS/FILE or val/CLASS/FILE: (photograph, its box, where that stands)}, all that the lists in `root` tell."""
+    classes = read_list(root / 'classes.txt', str, 'ID NAME')
+    paths = read_list(root / 'images.txt', str, 'ID CLASS/FILE')
+    boxes = read_list(root / 'bounding_boxes.txt', box, 'ID X Y WIDTH HEIGHT of a box with an area')
+    splits = read_list(root / 'train_test_split.txt', SPLITS.__getitem__, 'ID 1 or ID 0')
+    for name, other in ('bounding_boxes.txt', boxes), ('train_test_split.txt', splits):
+        if odd := sorted(paths.keys() ^ other.keys()):
+            has, lacks = ('images.txt', name) if odd[0] in paths else (name, 'images.txt')
+            raise UserError(f'{root / lacks}: lacks id {odd[0]}, which is in {has}; {ADVICE}')
+    known = {name for name, _ in classes.values()}
+    photographs, seen = {}, set()
+    for i, (path, where) in paths.items():
+        if not data.is_class_and_file(path) or path.split('/')[0] not in known:
+            raise UserError(
+                f'{where}: {path[:80]!r} is not CLASS/FILE, with a CLASS of classes.txt; {ADVICE}'
+            )
+        if path in seen:
+            raise UserError(f'{where}: {path} has another id as well; {ADVICE}')
+        if not os.path.isfile(root / 'images' / path):
+            raise UserError(f'{where}: there is no photograph {root / "images" / path}; {ADVICE}')
+        seen.add(path)
+        photographs[f'{splits[i][0]}/{path}'] = (root / 'images' / path, *boxes[i])
+    return photographs
+
+
+def read_list(file, parse, wanted) -> dict:
+    """{id: (parse(what follows the id), where it stands)}."""
+    entries = {}
+    for where, line in data.read_lines(file, ADVICE):
+        try:
+            i, value = line.split(maxsplit=1)
+            i, value = int(i), parse(value.strip())
+        except (ValueError, KeyError) as e:
+            raise UserError(f'{where}: {line[:80]!r} is not {wanted}; {ADVICE}') from e
+        if i in entries:
+            raise UserError(f'{where}: id {i} is there twice; {ADVICE}')
+        entries[i] = (value, where)
+    return entries
+
+
+def box(text):
+    x, y, width, height = map(float, text.split())
+    if not (width > 0 and height > 0 and math.isfinite(x + y + width + height)):
+        raise ValueError
+    return x, y, width, height
+
+
+def cut(file, box, where):
+    """uint8 [h, w, 3] RGB: the part of a photograph in the box, as far as it lies in the photograph."""
+    image = data.decode(file)
+    H, W = image.shape[:2]
+    x, y, width, height = box
+    left, right = (max(0, round(v)) for v in (x, x + width))
+    top, bottom = (max(0, round(v)) for v in (y, y + height))
+    image = image[top:bottom, left:right]
+    h, w = image.shape[:2]
+    if SHORTER_SIDE * max(h, w) >= LONGEST_JPEG * min(h, w):  # so too where no pixel is left
+        raise UserError(
+            f'{where}: the box has {w}x{h} pixels in {file}, {W}x{H}, too few to scale; {ADVICE}'
+        )
+    return image
+
+
+def scaled(image):
+    """The shorter side SHORTER_SIDE pixels, the longer one in proportion, rounded down as torchvision does."""
+    h, w = image.shape[:2]
+    return data.resize(image, tuple(SHORTER_SIDE * side // min(h, w) for side in (h, w)))
+
+
+if __name__ == '__main__':
+    sys.exit(utils.call_main(main))

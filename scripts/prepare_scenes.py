@@ -1,0 +1,83 @@
+"""The rooms of MIT indoor-67 as imagenet.py reads photographs: the published lists of train and test as two folders.
+
+    python scripts/prepare_scenes.py indoorCVPR_09 rooms                    # rooms/train/CLASS/*.jpg and rooms/val/CLASS/*.jpg
+    python scripts/prepare_scenes.py indoorCVPR_09 rooms --skip_broken      # without the photographs that cannot be decoded
+    python scripts/prepare_scenes.py indoorCVPR_09 rooms --resume           # go on after an interruption
+    python imagenet.py --imagenetpath rooms --finetune --student_params resnet-18.hkl --depth 18
+
+indoorCVPR_09 holds the folder Images of indoorCVPR_09.tar, and the lists TrainImages.txt and TestImages.txt beside it. Photographs are
+copied byte by byte, under their own names; all of them are decoded once before the first is written.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data
+import utils
+from utils import UserError, number
+
+ADVICE = 'give the folder that holds TrainImages.txt, TestImages.txt and the unpacked Images'
+
+parser = utils.Parser(__doc__)
+# fmt: off
+parser.add_argument('scenes_dir', metavar='SCENES_DIR', help='the folder that holds Images, TrainImages.txt and TestImages.txt')
+parser.add_argument('out_dir', metavar='OUT_DIR', help='what is written: a new or empty folder')
+parser.add_argument('--skip_broken', action='store_true', help='leave out photographs that cannot be decoded (some are GIFs, which older OpenCV does not read); else they are listed, and nothing is written')
+parser.add_argument('--resume', action='store_true', help='keep the photographs that are in OUT_DIR, each of them whole, and write those that are missing')
+parser.add_argument('--nthread', default=0, type=number(int, 0, 1024), help='CPU threads (default: 0, one a core)')
+# fmt: on
+
+
+def main(argv=None):
+    opt, _ = parser.parse(argv)
+    out = Path(opt.out_dir)
+    photographs = read_lists(Path(opt.scenes_dir))
+    data.check_classes(photographs, opt.scenes_dir)
+    utils.check_writable(out, 'OUT_DIR')
+    names = data.unwritten(out, photographs, opt.resume)
+    faults = data.find_faults([photographs[name] for name in names], opt.nthread)
+    broken = {name for name, fault in zip(names, faults) if fault}
+    for fault in filter(None, faults):
+        print(fault, file=sys.stderr)
+    if broken and not opt.skip_broken:
+        raise UserError(
+            f'{len(broken)} photographs are broken (listed above); replace them, or give --skip_broken'
+        )
+    kept = [name for name in photographs if name not in broken]
+    data.check_classes(kept, f'{opt.scenes_dir}, without what is broken')
+
+    def write(name):
+        utils.write_bytes(out / name, data.read_image(photographs[name]))
+
+    main.hint = 'the same command with --resume goes on'
+    data.in_threads(write, [name for name in names if name not in broken], 'writing', opt.nthread)
+    train = sum(name.startswith('train/') for name in kept)
+    skipped = f'; {len(broken)} broken ones left out' if broken else ''
+    print(f'wrote {out}: {train} photographs in train, {len(kept) - train} in val{skipped}')
+
+
+def read_lists(root) -> dict:
+    """{train/CLASS/FILE or val/CLASS/FILE: photograph}, all that the lists in `root` tell."""
+    photographs = {}
+    for split, name in ('train', 'TrainImages.txt'), ('val', 'TestImages.txt'):
+        for where, path in data.read_lines(root / name, ADVICE):
+            if not data.is_class_and_file(path):
+                raise UserError(
+                    f'{where}: {path[:80]!r} is not CLASS/FILE, a path below Images; correct the line'
+                )
+            if not os.path.isfile(root / 'Images' / path):
+                raise UserError(
+                    f'{where}: there is no photograph {root / "Images" / path}; {ADVICE}'
+                )
+            if split == 'val' and f'train/{path}' in photographs:
+                raise UserError(
+                    f'{where}: {path} is in TrainImages.txt as well; remove one of the lines'
+                )
+            photographs[f'{split}/{path}'] = root / 'Images' / path
+    return photographs
+
+
+if __name__ == '__main__':
+    sys.exit(utils.call_main(main))
