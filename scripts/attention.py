@@ -180,7 +180,7 @@ def draw(rows, labels, classes):
                 if top:
                     h, w = attention.shape
                     ax.set_title(
-                        f'{shorten(label) if i == len(maps) // 2 else ""}\ngroup {i}, {w}×{h}',
+                        f'{shorten(label, 20) if i == len(maps) // 2 else ""}\ngroup {i}, {w}×{h}',
                         fontsize=8,
                         parse_math=False,
                     )
