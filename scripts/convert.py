@@ -3,7 +3,7 @@
     python scripts/convert.py resnet34 resnet-34.hkl                  # torchvision's weights, fetched once: a teacher for imagenet.py
     python scripts/convert.py logs/resnet_18 resnet18.pth             # for torchvision's resnet18, or as .safetensors
     python scripts/convert.py resnet18.pth folded.hkl --fold          # batch norms folded into the convolutions
-    python scripts/convert.py logs/resnet_18 net.onnx --normalize     # photographs -> logits; needs `pip install onnx`
+    python scripts/convert.py logs/resnet_18 net.onnx --normalize     # photographs -> logits
 
 What is written is float32. To torchvision's layout and back nothing changes but num_batches_tracked, which becomes 0.
 """
