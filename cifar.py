@@ -239,16 +239,8 @@ def main(argv=None):
     opt = complete(opt)
     device, device_ids = utils.choose_device(opt)
     utils.keep_freed_memory()
-    utils.check_writable(opt.save)
-    here = checkpoint is not None and os.path.realpath(folder) == os.path.realpath(opt.save)
-    if utils.holds_run(opt.save) and not here:
-        raise UserError(
-            f'--save {opt.save}: holds a run already; go on with it by --resume, or choose another folder'
-        )
-    if here and checkpoint['epoch'] >= opt.epochs:
-        with utils.open_folder(opt.save, checkpoint):
-            utils.agree(opt.save, checkpoint)
-        print(f'{opt.save}: finished, {checkpoint["epoch"]} of {opt.epochs} epochs are done')
+    here, finished = utils.check_folder(opt, checkpoint, folder)
+    if finished:
         return
 
     print(f'run folder: {opt.save}')

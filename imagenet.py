@@ -553,16 +553,8 @@ def begin(argv):
     checkpoint, folder = utils.find_checkpoint(opt, given, parser, lambda opt: complete(opt).save)
     by_default = opt.teacher_params and opt.alpha is None and opt.beta is None
     opt = complete(opt)
-    utils.check_writable(opt.save)
-    here = checkpoint is not None and os.path.realpath(folder) == os.path.realpath(opt.save)
-    if utils.holds_run(opt.save) and not here:
-        raise UserError(
-            f'--save {opt.save}: holds a run already; go on with it by --resume, or choose another folder'
-        )
-    if here and checkpoint['epoch'] >= opt.epochs:
-        with utils.open_folder(opt.save, checkpoint):
-            utils.agree(opt.save, checkpoint)
-        print(f'{opt.save}: finished, {checkpoint["epoch"]} of {opt.epochs} epochs are done')
+    here, finished = utils.check_folder(opt, checkpoint, folder)
+    if finished:
         return None, None, False
     print(f'run folder: {opt.save}')
     if by_default:
@@ -579,8 +571,6 @@ def main(argv=None):
             evaluate(opt, device)
         else:
             run(opt, device, device_ids, checkpoint, here)
-    if world_size() > 1:
-        dist.destroy_process_group()
 
 
 def run(opt, device, device_ids, checkpoint, here):
@@ -758,4 +748,11 @@ def evaluate(opt, device):
 
 
 if __name__ == '__main__':
-    sys.exit(utils.call_main(main))
+    status = utils.call_main(main)
+    if world_size() > 1:
+        # All is written. The threads of torch.distributed now and then abort a process that is taken down in the usual way.
+        if dist.is_initialized() and status == 0:
+            dist.barrier()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -586,6 +586,24 @@ def check_writable(folder, option: str = '--save') -> None:
         return
 
 
+def check_folder(opt, checkpoint: dict | None, folder) -> tuple[bool, bool]:
+    """(whether `folder`, which the checkpoint came from, is --save; whether nothing of that run is left to do, which is then said).
+
+    Raises UserError where --save holds another run, or cannot be written in."""
+    check_writable(opt.save)
+    here = checkpoint is not None and os.path.realpath(folder) == os.path.realpath(opt.save)
+    if holds_run(opt.save) and not here:
+        raise UserError(
+            f'--save {opt.save}: holds a run already; go on with it by --resume, or choose another folder'
+        )
+    finished = here and checkpoint['epoch'] >= opt.epochs
+    if finished:
+        with open_folder(opt.save, checkpoint):
+            agree(opt.save, checkpoint)
+        print(f'{opt.save}: finished, {checkpoint["epoch"]} of {opt.epochs} epochs are done')
+    return here, finished
+
+
 @contextlib.contextmanager
 def open_folder(folder, checkpoint: dict | None):
     """Creates the run folder, locks it for this process, and removes what a killed run left half-written.
