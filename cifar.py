@@ -109,17 +109,6 @@ def load_teacher(opt):
     return f, params, records
 
 
-def check_classes(option, params, records, classes):
-    """Raises UserError where the outputs of a net do not mean `classes`."""
-    if not utils.same_classes(params, records, classes):
-        names = utils.class_names(records)
-        of = f' ({utils.listing(names)})' if names else ''
-        raise UserError(
-            f'{option}: the net has {len(params["fc.bias"])} classes{of}, the data {len(classes)} ({utils.listing(classes)}); '
-            'they must be the same, in the same order'
-        )
-
-
 def test_teacher(f, params, records, test_set, opt):
     """The teacher's accuracy on the test set in per cent, None where its classes are others. Warns where its own log says otherwise:
     a broken teacher teaches nothing, and shows nowhere else."""
@@ -276,7 +265,9 @@ def prepare(opt, device, checkpoint):
     f_teacher, params_t, records = load_teacher(opt) if opt.teacher_id else (None, {}, [])
     classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
     if opt.alpha:
-        check_classes(f'--teacher_id {opt.teacher_id} with --alpha', params_t, records, classes)
+        utils.check_classes(
+            f'--teacher_id {opt.teacher_id} with --alpha', params_t, records, classes
+        )
     # A student of its teacher's shape would draw that teacher's own initial values from the same seed.
     twin = bool(params_t) and resnet.same_shape(params_t, opt.depth, opt.width)
     torch.manual_seed(
@@ -390,7 +381,7 @@ def evaluate(opt, given):
                 )
             setattr(opt, name, records[0][name])
     classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
-    check_classes(f'--evaluate {opt.evaluate}', params, records, classes)
+    utils.check_classes(f'--evaluate {opt.evaluate}', params, records, classes)
     train_set, test_set = load()
     if opt.validate:
         test_set = data.hold_out(train_set, opt.validate)[1]

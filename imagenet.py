@@ -611,11 +611,9 @@ def prepare(opt, device, checkpoint):
         load_net_for(opt, 'teacher_params') if opt.teacher_params else (None, {}, [])
     )
     train_set, val = open_photographs(opt)
-    if opt.alpha and not utils.same_classes(params_t, records, val.classes):
-        raise UserError(
-            f'--teacher_params {opt.teacher_params}: --alpha needs a teacher of the same classes; '
-            f'it has {len(params_t["fc.bias"])}, the data {len(val.classes)}'
-        )
+    if opt.alpha:
+        option = f'--teacher_params {opt.teacher_params} with --alpha'
+        utils.check_classes(option, params_t, records, val.classes)
     f_student, params_s = load_student(opt, len(val.classes), params_t)
     if checkpoint:
         grads = {k: v.requires_grad for k, v in params_s.items()}
@@ -723,10 +721,7 @@ def evaluate(opt, device):
     """--evaluate: prints one json_stats line."""
     f, params, records = resnet.load_net(opt.evaluate)
     _, val = open_photographs(opt)
-    if not utils.same_classes(params, records, val.classes):
-        raise UserError(
-            f'--evaluate {opt.evaluate}: has {len(params["fc.bias"])} classes, the data {len(val.classes)} ({utils.listing(val.classes)})'
-        )
+    utils.check_classes(f'--evaluate {opt.evaluate}', params, records, val.classes)
     params = utils.to_device(params, device)
     start = time.time()
     test_loss, test_acc = test(f, params, val, opt, device)

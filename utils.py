@@ -538,6 +538,17 @@ def same_classes(params: dict, records: list, classes: list) -> bool:
     return len(params['fc.bias']) == len(classes) and class_names(records) in ([], classes)
 
 
+def check_classes(option: str, params: dict, records: list, classes: list) -> None:
+    """Raises UserError where the outputs of a net do not mean `classes`."""
+    if not same_classes(params, records, classes):
+        names = class_names(records)
+        of = f' ({listing(names)})' if names else ''
+        raise UserError(
+            f'{option}: the net has {len(params["fc.bias"])} classes{of}, the data {len(classes)} ({listing(classes)}); '
+            'they must be the same, in the same order'
+        )
+
+
 def read_log(path) -> list[dict]:
     """The records of a log.txt, ours or the published code's (which holds NaN). A last line that was cut off is left out.
 
