@@ -3,9 +3,11 @@
     python cifar.py --save logs/resnet_16_2_teacher --depth 16 --width 2                      # a teacher
     python cifar.py --save logs/at_16_1_16_2 --teacher_id resnet_16_2_teacher --beta 1e+3     # attention transfer
     python cifar.py --save logs/kd_16_1_16_2 --teacher_id resnet_16_2_teacher --alpha 0.9     # knowledge distillation
+    python cifar.py --save logs/factt_16_1_16_2 --teacher_id resnet_16_2_teacher --method factt --beta 10    # another transfer
     python cifar.py --evaluate logs/at_16_1_16_2                                              # test a run, or a weights file
 
-The student's loss is distillation(...) + beta * the sum over the groups of at_loss, in utils.py. The same command with --resume goes
+The student's loss is distillation(...) + beta * the sum over the groups of at_loss, or what --method puts in its place; each is a
+function of utils.py. The same command with --resume goes
 on with a run that was stopped. --dtype bfloat16 --compile is the fast way on a recent CPU or GPU; without a network there are
 --dataset folder and --dataset shapes.
 """
@@ -24,6 +26,7 @@ if __name__ == '__main__':
 import argparse
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,17 +35,30 @@ from torchnet import meter
 from tqdm import tqdm
 
 import data
+import nin
 import resnet
 import utils
 from utils import UserError, number
 
 PUBLISHED_EPOCHS, PUBLISHED_STEPS = 200, [60, 120, 160]
+METHODS = {
+    'at': 'attention maps',
+    'factt': 'full activations',
+    'grad': 'gradients of the input',
+    'sym': 'their symmetry, without teacher',
+    'minl2': 'their norm, without teacher',
+}
+WITHOUT_TEACHER = ('sym', 'minl2')
+BY_GRADIENT = ('grad', *WITHOUT_TEACHER)
 
 parser = utils.Parser(__doc__)
 # fmt: off
 add = parser.add_argument_group('net').add_argument
-add('--depth', default=16, type=number(int, 1), help='layers of the net, 6n + 4 (paper: 16 and 40; default: 16)')
-add('--width', default=1.0, type=number(above=0), help='factor of its channels, which are 16, 32, 64 (paper: 1 and 2; default: 1)')
+add('--net', default='wrn', choices=['wrn', 'nin'], help='wrn: Wide ResNet; nin: network in network (default: wrn)')
+add('--depth', type=number(int, 1), help='layers of a Wide ResNet, 6n + 4 (paper: 16 and 40; default: 16)')
+add('--width', type=number(above=0), help='factor of its channels, which are 16, 32, 64 (paper: 1 and 2; default: 1); of a NIN their number (default: 96, the thin one; wide: 192)')
+add('--no_bn', action='store_true', help='NIN without batch norm, and without ReLU before pooling: the student of Table 3')
+add('--no_pool_relu', action='store_true', help='NIN whose groups end in a convolution, without batch norm and ReLU before pooling: the teacher of Table 3')
 add = parser.add_argument_group('data').add_argument
 add('--dataset', default='CIFAR10', choices=['CIFAR10', 'CIFAR100', 'folder', 'shapes'], help='folder: DATAROOT/train/CLASS/* and DATAROOT/test/CLASS/*; shapes: drawn, needs no files (paper, and default: CIFAR10)')
 add('--dataroot', default='.', help="folder of the data set's files (default: .)")
@@ -52,7 +68,12 @@ add = parser.add_argument_group('teacher').add_argument
 add('--teacher_id', default='', metavar='ID|DIR|FILE', help='the teacher: logs/ID, a run folder, or a weights file (default: none)')
 add('--alpha', type=number(low=0, high=1), help='weight of knowledge distillation, 0 to 1 (paper: 0.9; default: 0)')
 add('--temperature', default=4.0, type=number(above=0, high=1e6), help='of knowledge distillation: logits are divided by it (paper, and default: 4)')
-add('--beta', type=number(low=0), help='weight of attention transfer (paper: 1e+3; default: 1e+3 with a teacher and no --alpha, else 0)')
+add('--beta', type=number(low=0), help='weight of what --method transfers (paper: 1e+3 for at; default: 1e+3 for at with a teacher and no --alpha, else 0)')
+add('--beta_decay', default='none', choices=['none', 'linear', 'cosine', 'step'], help='how --beta goes to zero by the last epoch; step: at those of --epoch_step (paper: it decays for AT with KD, and for factt; default: none)')
+add('--method', default='at', choices=METHODS, help=f'what --beta weighs: {"; ".join(f"{k}: {v}" for k, v in METHODS.items())} (default: at)')
+add('--at_map', default='sum', choices=['sum', 'max'], help='a map is the sum, or the largest, over the channels of |activation|^p (paper, and default: sum)')
+add('--at_p', default=2.0, type=number(above=0, high=64), help='that p (paper: 1, 2 and 4; default: 2)')
+add('--at_groups', default=[0, 1, 2], type=utils.group_list(3), metavar='LIST', help='groups that at and factt transfer, such as 2 or 0,1 (paper, and default: 0,1,2)')
 utils.add_training_options(parser, batch_size=128, lr=0.1, epochs=PUBLISHED_EPOCHS, weight_decay=5e-4, epoch_step=PUBLISHED_STEPS, lr_decay_ratio=0.2)
 # fmt: on
 
@@ -63,13 +84,38 @@ utils.add_training_options(parser, batch_size=128, lr=0.1, epochs=PUBLISHED_EPOC
 def complete(opt):
     """The options with what was left open filled in. Raises UserError where they contradict each other."""
     opt = argparse.Namespace(**vars(opt))
-    resnet.check_wrn(opt.depth, opt.width)
-    utils.complete_losses(opt, 'teacher_id')
+    depth, width, check = {
+        'wrn': (16, 1.0, resnet.check_wrn),
+        'nin': (nin.DEPTH, 96.0, nin.check_nin),
+    }[opt.net]
+    opt.depth = depth if opt.depth is None else opt.depth
+    opt.width = width if opt.width is None else opt.width
+    check(opt.depth, opt.width)
+    for name in 'no_bn', 'no_pool_relu':
+        if getattr(opt, name) and opt.net != 'nin':
+            raise UserError(f'--{name}: is for --net nin')
     if opt.epoch_step is None:
         opt.epoch_step = utils.scaled_steps(PUBLISHED_STEPS, PUBLISHED_EPOCHS, opt.epochs)
+    check_method(opt)
+    utils.complete_losses(opt, 'teacher_id', opt.method in WITHOUT_TEACHER)
     if not opt.save:
         opt.save = os.path.join('logs', run_name(opt))
     return opt
+
+
+def check_method(opt):
+    """Raises UserError where an option has no effect with --method, or --method none without an option."""
+    if opt.method != 'at' and not opt.beta:
+        raise UserError(f'--method {opt.method}: give its weight, --beta')
+    if opt.beta_decay != 'none' and not opt.beta:
+        raise UserError(f'--beta_decay {opt.beta_decay}: there is no --beta to decay')
+    if opt.beta_decay == 'step' and not any(step <= opt.epochs for step in opt.epoch_step):
+        raise UserError('--beta_decay step: --epoch_step has no epoch of this run')
+    maps = {'at_map', 'at_p'} if opt.method != 'at' else set()
+    groups = {'at_groups'} if opt.method in BY_GRADIENT else set()
+    for name in sorted(maps | groups):
+        if getattr(opt, name) != parser.get_default(name):
+            raise UserError(f'--{name}: has no effect with --method {opt.method}')
 
 
 def run_name(opt):
@@ -77,11 +123,15 @@ def run_name(opt):
     root = f'-{Path(opt.dataroot).resolve().name}' if opt.dataset == 'folder' else ''
     parts = [
         opt.dataset + root,
-        f'wrn-{opt.depth}-{opt.width:g}',
+        net_name(opt),
         utils.without_suffix(opt.teacher_id),
     ]
-    said = {'dataset', 'depth', 'width', 'teacher_id'}
+    said = {'dataset', 'net', 'depth', 'width', 'teacher_id'}
     return utils.run_name(parts, opt, parser, said, PUBLISHED_STEPS, PUBLISHED_EPOCHS)
+
+
+def net_name(opt):
+    return f'nin-{opt.width:g}' if opt.net == 'nin' else f'wrn-{opt.depth}-{opt.width:g}'
 
 
 # ---------------------------------------------------------------- teacher
@@ -102,9 +152,9 @@ def load_teacher(opt):
         f, params, records = resnet.load_net(found[0])
     except UserError as e:
         raise UserError(f'--teacher_id {e}') from e
-    if resnet.layout(params) != 'wrn':
+    if resnet.layout(params) not in ('wrn', 'nin'):
         raise UserError(
-            f'--teacher_id {opt.teacher_id}: is no Wide ResNet; nets for photographs teach in imagenet.py'
+            f'--teacher_id {opt.teacher_id}: is no net for small images; nets for photographs teach in imagenet.py'
         )
     return f, params, records
 
@@ -132,32 +182,80 @@ def test_teacher(f, params, records, test_set, opt):
 
 
 def make_loss(f_student, f_teacher, opt, device_ids):
-    """loss(images, index, draws, targets, params) -> (loss, float32 [terms]), the terms as term_names lists them."""
+    """loss(images, index, draws, targets, params, beta) -> (loss, float32 [terms]), the terms as term_names lists them; beta, a 0-dim
+    tensor, is that of the epoch."""
     dtype = {'float': torch.float32, 'bfloat16': torch.bfloat16}[opt.dtype]
+    transfer = by_gradient if opt.method in BY_GRADIENT else by_activations
 
-    def f(x, params, training):
+    def f(inputs, params, training):
+        x, targets = inputs
         x = data.normalize(x).to(dtype)
-        y_s, g_s = f_student(x, params, training, 'student.')
-        if f_teacher is None:
-            return y_s, None, []
-        with torch.no_grad():
-            y_t, g_t = f_teacher(x, params, False, 'teacher.')
-        return y_s, y_t, [utils.at_loss(s, t) for s, t in zip(g_s, g_t)]
+        student = partial(f_student, params=params, training=training, base='student.')
+        teacher = f_teacher and partial(f_teacher, params=params, training=False, base='teacher.')
+        return transfer(student, teacher, x, targets, params, opt)
 
-    def loss(images, index, draws, targets, params):
+    def loss(images, index, draws, targets, params, beta):
         x = data.augment(images, index, draws, opt.randomcrop_pad)
-        y_s, y_t, at_losses = utils.data_parallel(f, x, params, True, device_ids)
+        y_s, y_t, losses = utils.data_parallel(f, (x, targets), params, True, device_ids)
         loss = task = utils.distillation(y_s, y_t, targets, opt.temperature, opt.alpha)
         if opt.beta:
-            loss = task + opt.beta * sum(at_losses)
+            loss = task + beta * sum(losses)
         accuracy = 100 * (y_s.detach().argmax(1) == targets).float().mean()
-        return loss, torch.stack([loss, task, *at_losses, accuracy]).detach()
+        return loss, torch.stack([loss, task, *losses, accuracy]).detach()
 
     return loss
 
 
-def term_names(groups):
-    return ['loss', 'distillation', *(f'at_loss of group {i}' for i in range(groups)), 'accuracy']
+def by_activations(student, teacher, x, targets, params, opt):
+    """(logits of both nets, the loss of each of --at_groups), for what compares the groups' activations: --method at and factt."""
+    y_s, g_s = student(x)
+    if teacher is None:
+        return y_s, None, []
+    with torch.no_grad():
+        y_t, g_t = teacher(x)
+    if opt.method == 'factt':
+        adapters = {i: params.get(f'adapter.group{i}') for i in opt.at_groups}
+        return y_s, y_t, [utils.factt_loss(g_s[i], g_t[i], adapters[i]) for i in opt.at_groups]
+    return y_s, y_t, [utils.at_loss(g_s[i], g_t[i], opt.at_p, opt.at_map) for i in opt.at_groups]
+
+
+def by_gradient(student, teacher, x, targets, params, opt):
+    """(logits of both nets, [the loss]), for what looks at the gradient of the cross-entropy by the input: --method grad, sym and minl2."""
+    y_t = None
+    if opt.method == 'grad':
+        y_t, _, J_t = utils.input_gradient(teacher, x, targets)
+    elif teacher:
+        with torch.no_grad():
+            y_t, _ = teacher(x)
+    y_s, _, J_s = utils.input_gradient(student, x, targets, create_graph=True)
+    if opt.method == 'grad':
+        return y_s, y_t, [utils.gradient_loss(J_s, J_t)]
+    if opt.method == 'minl2':
+        return y_s, y_t, [utils.min_l2_loss(J_s)]
+    _, _, J_flipped = utils.input_gradient(student, x.flip(3), targets, create_graph=True)
+    return y_s, y_t, [utils.symmetry_loss(J_s, J_flipped)]
+
+
+def make_adapters(params_s, params_t, f_student, f_teacher, opt):
+    """The 1x1 convolutions of --method factt, from the student's channels to the teacher's where these differ: {'group0': [C', C, 1, 1]}."""
+    if opt.method != 'factt':
+        return {}
+    x = torch.zeros(1, 3, 32, 32)
+    groups = [f(x, p, False)[1] for f, p in ((f_student, params_s), (f_teacher, params_t))]
+    pairs = {i: (groups[0][i].shape[1], groups[1][i].shape[1]) for i in sorted(opt.at_groups)}
+    return {
+        f'group{i}': utils.conv_params(ni, no).requires_grad_()
+        for i, (ni, no) in pairs.items()
+        if ni != no
+    }
+
+
+def term_names(opt):
+    if opt.method in BY_GRADIENT:
+        losses = [f'--method {opt.method}']
+    else:
+        losses = [f'at_loss of group {i}' for i in opt.at_groups] if opt.teacher_id else []
+    return ['loss', 'distillation', *losses, 'accuracy']
 
 
 def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
@@ -170,6 +268,7 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
     order = data.epoch_order(n, opt.seed, epoch)
     draws = data.crop_and_flip(n, opt.seed, epoch, opt.randomcrop_pad)[order]
     batches, draws = (v.to(images.device).split(opt.batch_size) for v in (order, draws))
+    beta = torch.tensor(utils.beta_in(epoch, opt), device=images.device)
     rows, looked = [], 0
     bar = tqdm(
         total=n,
@@ -180,7 +279,7 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
     )
     with bar:
         for step, (index, drawn) in enumerate(zip(batches, draws), 1):
-            loss, terms = loss_of(images, index, drawn, labels[index], params)
+            loss, terms = loss_of(images, index, drawn, labels[index], params, beta)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -188,7 +287,7 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
             bar.update(len(index))
             if step % 20 == 0 or step == len(batches):
                 recent = torch.stack(rows[looked:]).cpu()
-                utils.check_finite(recent, term_names(len(terms) - 3), epoch, looked, opt.save)
+                utils.check_finite(recent, term_names(opt), epoch, looked, opt.save)
                 bar.set_postfix_str(
                     f'loss {recent[:, 0].mean():.3f}, accuracy {recent[:, -1].mean():.1f} %'
                 )
@@ -226,6 +325,11 @@ def main(argv=None):
     checkpoint, folder = utils.find_checkpoint(opt, given, parser, lambda opt: complete(opt).save)
     by_default = opt.teacher_id and opt.alpha is None and opt.beta is None
     opt = complete(opt)
+    begun_with = checkpoint['options'].get('epochs') if checkpoint else opt.epochs
+    if opt.beta_decay in ('linear', 'cosine') and opt.epochs != begun_with:
+        raise UserError(
+            f'--epochs {opt.epochs}: beta decays over the {begun_with} epochs of this run, which cannot change'
+        )
     device, device_ids = utils.choose_device(opt)
     utils.keep_freed_memory()
     here, finished = utils.check_folder(opt, checkpoint, folder)
@@ -237,7 +341,11 @@ def main(argv=None):
         print('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
     f_student, f_teacher, params, train_set, test_set, facts = prepare(opt, device, checkpoint)
     loss_of = make_loss(f_student, f_teacher, opt, device_ids)
-    if opt.compile and utils.compiler_works(device):
+    if opt.compile and opt.method in BY_GRADIENT:
+        print(
+            f'--compile: --method {opt.method} differentiates twice, which is not compiled; going on without'
+        )
+    elif opt.compile and utils.compiler_works(device):
         # Each batch shape by itself, so that a resumed run runs the same graphs.
         loss_of = torch.compile(loss_of, dynamic=False)
     optimizer = utils.make_optimizer(
@@ -260,13 +368,13 @@ def trainable(params):
 
 
 def prepare(opt, device, checkpoint):
-    """(f_student, f_teacher, params, train_set, test_set, facts), all on the device: `params` of both nets, with prefixes student. and
-    teacher., and as facts what a continuation must find unchanged. Initial values are those of the seed, or of the checkpoint."""
+    """(f_student, f_teacher, params, train_set, test_set, facts), all on the device: `params` of both nets and of what lies between,
+    with prefixes student., teacher. and adapter., and as facts what a continuation must find unchanged. Initial values are those of the seed, or of the checkpoint."""
     f_teacher, params_t, records = load_teacher(opt) if opt.teacher_id else (None, {}, [])
     classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
-    if opt.alpha:
+    for option in ['--alpha'] * bool(opt.alpha) + ['--method grad'] * (opt.method == 'grad'):
         utils.check_classes(
-            f'--teacher_id {opt.teacher_id} with --alpha', params_t, records, classes
+            f'--teacher_id {opt.teacher_id} with {option}', params_t, records, classes
         )
     # A student of its teacher's shape would draw that teacher's own initial values from the same seed.
     twin = bool(params_t) and resnet.same_shape(params_t, opt.depth, opt.width)
@@ -275,10 +383,21 @@ def prepare(opt, device, checkpoint):
             opt.seed, 'initial values', opt.depth, opt.width, twin and utils.crc(params_t.values())
         )
     )
-    f_student, params_s = resnet.wrn(opt.depth, opt.width, len(classes))
+    f_student, params_s = resnet.new_net(
+        opt.net,
+        opt.depth,
+        opt.width,
+        len(classes),
+        not opt.no_bn,
+        not (opt.no_bn or opt.no_pool_relu),
+    )
+    adapters = make_adapters(params_s, params_t, f_student, f_teacher, opt)
     if checkpoint:
-        params_s = utils.check_params(checkpoint['params'], params_s, f'--resume {opt.resume}')
-        utils.set_requires_grad_except_bn_(params_s)
+        source = f'--resume {opt.resume}'
+        params_s = utils.check_params(checkpoint['params'], params_s, source)
+        adapters = utils.check_params(checkpoint['adapters'], adapters, source)
+        for own in params_s, adapters:
+            utils.set_requires_grad_except_bn_(own)
 
     train_set, test_set = load()
     if opt.validate:
@@ -297,33 +416,29 @@ def prepare(opt, device, checkpoint):
         utils.check_facts(facts, checkpoint)
 
     train_set, test_set = (utils.to_device(s, device) for s in (train_set, test_set))
-    params_s, params_t = (utils.to_device(p, device) for p in (params_s, params_t))
+    nets = {'student': params_s, 'teacher': params_t, 'adapter': adapters}
+    nets = {name: utils.to_device(p, device) for name, p in nets.items()}
     if checkpoint:
         facts['teacher_test_acc'] = checkpoint['facts'].get('teacher_test_acc')
     elif f_teacher:
-        facts['teacher_test_acc'] = test_teacher(f_teacher, params_t, records, test_set, opt)
-    params = {f'student.{k}': v for k, v in params_s.items()} | {
-        f'teacher.{k}': v for k, v in params_t.items()
-    }
-    return f_student, f_teacher, params, train_set, test_set, facts
+        facts['teacher_test_acc'] = test_teacher(f_teacher, nets['teacher'], records, test_set, opt)
+    return f_student, f_teacher, utils.flatten(nets), train_set, test_set, facts
 
 
 def train(opt, loss_of, f, params, optimizer, train_set, test_set, facts, checkpoint, how):
     """The epochs, from the checkpoint's on; after each the run folder is written, and a line. how: what makes the run go on."""
     done, log = (checkpoint['epoch'], list(checkpoint['log'])) if checkpoint else (0, [])
-    params_s = {
-        k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')
-    }
+    params_s, adapters = (utils.part(params, name) for name in ('student', 'adapter'))
     about = {
         'teacher_test_acc': facts['teacher_test_acc'],
         'initial_lr': opt.lr,
-        'n_parameters': sum(v.numel() for v in trainable(params)),
+        'n_parameters': sum(v.numel() for v in trainable(params_s)),
         'num_classes': len(train_set.classes),
         'classes': train_set.classes,
         'torch': torch.__version__,
     }
     print(
-        f'WRN-{opt.depth}-{opt.width:g}: {about["n_parameters"]:,} parameters; '
+        f'{net_name(opt).upper()}: {about["n_parameters"]:,} parameters; '
         f'{len(train_set.labels):,} images of {len(train_set.classes)} classes; '
         f'lr {opt.lr:g}, times {opt.lr_decay_ratio:g} from epochs {opt.epoch_step} on'
     )
@@ -342,11 +457,14 @@ def train(opt, loss_of, f, params, optimizer, train_set, test_set, facts, checkp
             'test_loss': test_loss,
             'test_acc': test_acc,
             'lr': utils.learning_rate(max(epoch, 1), opt),
+            'epoch_beta': utils.beta_in(max(epoch, 1), opt),
         }
         times = {'train_time': train_time, 'test_time': time.time() - start}
         record = utils.run_options(opt) | {'epoch': epoch} | stats | about | times
         log.append(utils.json_stats(record))
-        checkpoint = utils.make_checkpoint(params_s, optimizer, opt, epoch, log, facts)
+        checkpoint = utils.make_checkpoint(
+            params_s, optimizer, opt, epoch, log, facts, adapters=adapters
+        )
         utils.save_run(opt.save, checkpoint)
         main.hint = f'{how} after epoch {epoch} of {opt.epochs}'
         print(utils.epoch_line(record), flush=True)

@@ -56,16 +56,6 @@ KNOWN_ERRORS = {
 }
 
 
-def group_list(text):
-    """An argparse type: '2,3' or '[2, 3]' -> [2, 3]."""
-    groups = text.strip('[]').replace(' ', '').split(',')
-    if not set(groups) <= set('0123') or len(set(groups)) != len(groups):
-        raise argparse.ArgumentTypeError(
-            f'{text[:40]!r} is not a list of different groups of 0 to 3, such as 2,3'
-        )
-    return [int(g) for g in groups]
-
-
 parser = utils.Parser(__doc__)
 # fmt: off
 add = parser.add_argument_group('net').add_argument
@@ -83,7 +73,7 @@ add('--teacher_params', default='', metavar='FILE', help='weights of the teacher
 add('--alpha', type=number(low=0, high=1), help='weight of knowledge distillation, 0 to 1 (paper: not found to help; default: 0)')
 add('--temperature', default=4.0, type=number(above=0, high=1e6), help='of knowledge distillation: logits are divided by it (paper, and default: 4)')
 add('--beta', type=number(low=0), help='weight of attention transfer (paper: not stated; default: 1e+3 with a teacher and no --alpha, else 0)')
-add('--at_groups', default=[0, 1, 2, 3], type=group_list, metavar='LIST', help='groups whose maps are transferred (paper: 2,3; published code, and default: 0,1,2,3)')
+add('--at_groups', default=[0, 1, 2, 3], type=utils.group_list(4), metavar='LIST', help='groups whose maps are transferred (paper: 2,3; published code, and default: 0,1,2,3)')
 add('--at_start', default=1, type=number(int, 1), metavar='EPOCH', help='first epoch with attention transfer (paper: 60; published code, and default: 1)')
 utils.add_training_options(parser, batch_size=256, lr=0.1, epochs=PUBLISHED_EPOCHS, weight_decay=1e-4, epoch_step=PUBLISHED_STEPS, lr_decay_ratio=0.1)
 parser.add_argument('--checkpoint_minutes', default=10.0, type=number(above=0), help='minutes between checkpoints inside an epoch (default: 10)')
@@ -305,7 +295,7 @@ def is_fixed(name):
 def load_net_for(opt, option):
     """(f, params, records) of the net that the option names, which must have four groups."""
     f, params, records = resnet.load_net(getattr(opt, option))
-    if len(resnet.count_blocks(params)) != 4:
+    if resnet.layout(params) in ('wrn', 'nin'):
         raise UserError(
             f'--{option} {getattr(opt, option)}: has no four groups; nets for small images are for cifar.py'
         )
@@ -631,24 +621,22 @@ def prepare(opt, device, checkpoint):
             photographs.broken.update(broken)
     if opt.check_images:
         check_images((train_set, val), opt)
-    params_s, params_t = (utils.to_device(p, device) for p in (params_s, params_t))
+    nets = {'student': params_s, 'teacher': params_t}
+    nets = {name: utils.to_device(p, device) for name, p in nets.items()}
     if checkpoint:
         facts['teacher_test_acc'] = checkpoint['facts'].get('teacher_test_acc')
     elif f_teacher:
-        facts['teacher_test_acc'] = test_teacher(f_teacher, params_t, records, val, opt, device)
-    params = {f'student.{k}': v for k, v in params_s.items()} | {
-        f'teacher.{k}': v for k, v in params_t.items()
-    }
-    return f_student, f_teacher, params, train_set, val, facts
+        facts['teacher_test_acc'] = test_teacher(
+            f_teacher, nets['teacher'], records, val, opt, device
+        )
+    return f_student, f_teacher, utils.flatten(nets), train_set, val, facts
 
 
 def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, how):
     """The epochs, from the checkpoint `begun` on; after each the run folder is written, and a line. how: what makes the run go on."""
     done, log = (begun['epoch'], list(begun['log'])) if begun else (0, [])
     device = next(iter(params.values())).device
-    params_s = {
-        k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')
-    }
+    params_s = utils.part(params, 'student')
     about = {
         'teacher_test_acc': facts['teacher_test_acc'],
         'initial_lr': opt.lr,

@@ -22,30 +22,21 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+import nin
 from utils import (
     UserError,
     batch_norm,
     bnparams,
     check_params,
+    classify,
+    conv2d,
     conv_params,
     flatten,
     linear_params,
     load_params,
     read_log,
     set_requires_grad_except_bn_,
-    wide,
 )
-
-
-def conv2d(x, weight, stride=1, padding=0):
-    """Convolution without bias in the dtype of `x`; `weight` itself stays float32."""
-    return F.conv2d(x, weight.to(x.dtype), stride=stride, padding=padding)
-
-
-def classify(x, params, base):
-    """Global average pooling and the linear layer `base`fc, in at least float32: [B, C, H, W] -> [B, num_classes]."""
-    o = wide(x).mean((2, 3))
-    return F.linear(o, params[f'{base}fc.weight'].to(o.dtype), params[f'{base}fc.bias'].to(o.dtype))
 
 
 # ---------------------------------------------------------------- CIFAR: pre-activation Wide ResNet
@@ -244,8 +235,7 @@ def four_groups(block, x, params, base, training, blocks):
 def conv2d_bias(x, params, base, stride=1, padding=0):
     """Convolution `base` of a release: `base`.weight and .bias, or the bare name alone."""
     weight = params[f'{base}.weight'] if f'{base}.weight' in params else params[base]
-    bias = params[f'{base}.bias'].to(x.dtype) if f'{base}.bias' in params else None
-    return F.conv2d(x, weight.to(x.dtype), bias, stride, padding)
+    return conv2d(x, weight, stride, padding, params.get(f'{base}.bias'))
 
 
 def folded_resnet(params: dict) -> Callable:
@@ -311,24 +301,26 @@ def affine_resnet(params: dict) -> Callable:
 BN = r'(weight|bias|running_mean|running_var)'
 # For each layout the names that it may have.
 LAYOUTS = {
+    'nin': rf'group[0-2]\.(conv[0-2](\.(weight|bias))?|bn[0-2]\.{BN})|fc\.(weight|bias)',
     'wrn': rf'conv0|group[0-2]\.block\d+\.(conv[01]|convdim|bn[01]\.{BN})|bn\.{BN}|fc\.(weight|bias)',
     'resnet': rf'conv0|bn0\.{BN}|group[0-3]\.block\d+\.(conv[0-2]|convdim|bn[0-2]\.{BN}|bndim\.{BN})|fc\.(weight|bias)',
     'folded': r'(conv0|group[0-3]\.block\d+\.(conv[0-2]|conv_dim)|fc)\.(weight|bias)',
     'affine': r'(conv0|group[0-3]\.block\d+\.(conv[01]|conv_dim))(\.weight|\.bias)?|((group[0-3]\.block\d+\.)?affine[01]|affine_last)\.[ab]'
     r'|fc\.(weight|bias)',
 }
-# The name that no other layout has.
+# The names that no other layout has.
 MARKS = {
-    'affine': 'affine_last.a',
-    'wrn': 'bn.weight',
-    'resnet': 'bn0.weight',
-    'folded': 'conv0.weight',
+    'affine': {'affine_last.a'},
+    'wrn': {'bn.weight'},
+    'resnet': {'bn0.weight'},
+    'folded': {'conv0.weight'},
+    'nin': {'group0.conv0', 'group0.conv0.weight'},
 }
 
 
 def layout(params: dict) -> str:
-    """'wrn', 'resnet', 'folded' or 'affine': the layout that the names tell. Raises UserError with those not understood."""
-    found = next((name for name, mark in MARKS.items() if mark in params), None)
+    """'wrn', 'nin', 'resnet', 'folded' or 'affine': the layout that the names tell. Raises UserError with those not understood."""
+    found = next((name for name, marks in MARKS.items() if marks & params.keys()), None)
     if found is None:
         names = ', '.join(sorted(params)[:4])
         raise UserError(f'not the parameters of a net of a known layout ({names}, …)')
@@ -360,7 +352,8 @@ def count_blocks(params: dict) -> list[int]:
 
 def net_shape(params: dict) -> tuple[int, float, int]:
     """(depth, width, num_classes) of the net whose parameters these are, of any layout. Raises UserError where they are of none."""
-    kind, counts = layout(params), count_blocks(params)
+    kind = layout(params)
+    counts = [] if kind == 'nin' else count_blocks(params)
 
     def channels(name):
         weight = next((params[n] for n in (name, f'{name}.weight') if n in params), None)
@@ -371,6 +364,8 @@ def net_shape(params: dict) -> tuple[int, float, int]:
     if params['fc.bias'].dim() != 1:
         raise UserError('fc.bias has not one dimension')
     num_classes = len(params['fc.bias'])
+    if kind == 'nin':
+        return nin.DEPTH, channels('group0.conv0'), num_classes
     if kind == 'wrn':
         if len(counts) != 3:
             raise UserError(f'a Wide ResNet has 3 groups, not {len(counts)}')
@@ -390,22 +385,31 @@ def net_shape(params: dict) -> tuple[int, float, int]:
 def same_shape(params: dict, depth, width) -> bool:
     """Whether these are the parameters of a net of that depth and width, which names tell but for a fraction of a channel."""
     found_depth, found_width, _ = net_shape(params)
-    last = 64 if layout(params) == 'wrn' else 512
+    last = {'nin': 1, 'wrn': 64}.get(layout(params), 512)
     return found_depth == depth and round(last * found_width) == int(last * width)
 
 
 def from_params(params: dict) -> Callable:
-    """The function of the net whose parameters these are, its layout and topology read from their names: a wrn, a resnet, or a
-    release (folded, affine). Raises UserError with the names that were not understood."""
+    """The function of the net whose parameters these are, its layout and topology read from their names: a wrn, a nin, a resnet,
+    or a release (folded, affine). Raises UserError with the names that were not understood."""
     kind = layout(params)
     makers = {'folded': folded_resnet, 'affine': affine_resnet}
     if kind in makers:
         return makers[kind](params)
+    if kind == 'nin':
+        return nin.nin_function()
     counts = count_blocks(params)
     return wrn_function(counts[0]) if kind == 'wrn' else resnet_function(counts)
 
 
 # ---------------------------------------------------------------- nets from files
+
+
+def new_net(kind, depth, width, num_classes, bn=True, pool_relu=True) -> tuple[Callable, dict]:
+    """(f, params) of a new net of the layout 'wrn', 'resnet' or 'nin'; bn and pool_relu are those of nin.nin."""
+    if kind == 'nin':
+        return nin.nin(width, num_classes, bn, pool_relu)
+    return {'wrn': wrn, 'resnet': resnet}[kind](depth, width, num_classes)
 
 
 def check_net(params: dict, source) -> tuple[Callable, dict]:
@@ -415,9 +419,9 @@ def check_net(params: dict, source) -> tuple[Callable, dict]:
         kind, (depth, width, num_classes) = layout(params), net_shape(params)
         f = from_params(params)
         # On the device meta nothing is allocated for what may turn out not to fit.
-        if kind in ('wrn', 'resnet'):
+        if kind in ('wrn', 'resnet', 'nin'):
             with torch.device('meta'):
-                expected = {'wrn': wrn, 'resnet': resnet}[kind](depth, width, num_classes)[1]
+                expected = new_net(kind, depth, width, num_classes, *nin.variant(params))[1]
         else:
             expected = {k: torch.empty(v.shape, device='meta') for k, v in params.items()}
             try:

@@ -58,6 +58,11 @@ def flatten(nested: dict) -> dict:
     return flat
 
 
+def part(params: dict, name: str) -> dict:
+    """What `name`. begins the names of, without it: the inverse of flatten for one net of several."""
+    return {k.removeprefix(f'{name}.'): v for k, v in params.items() if k.startswith(f'{name}.')}
+
+
 def conv_params(ni: int, no: int, k: int = 1) -> torch.Tensor:
     """Kaiming-normal (fan-in) weight [no, ni, k, k]."""
     return kaiming_normal_(torch.empty(no, ni, k, k))
@@ -89,6 +94,18 @@ def batch_norm(x: torch.Tensor, params: dict, base: str, training: bool) -> torc
         params[f'{base}.{k}'] for k in ('running_mean', 'running_var', 'weight', 'bias')
     )
     return F.batch_norm(o, mean, var, weight, bias, training=training).to(x.dtype)
+
+
+def conv2d(x, weight, stride=1, padding=0, bias=None) -> torch.Tensor:
+    """Convolution of x [B, C, H, W] in its dtype; `weight` and `bias` themselves stay float32."""
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, weight.to(x.dtype), bias, stride, padding)
+
+
+def classify(x: torch.Tensor, params: dict, base: str) -> torch.Tensor:
+    """Global average pooling and the linear layer `base`fc, in at least float32: [B, C, H, W] -> [B, num_classes]."""
+    o = wide(x).mean((2, 3))
+    return F.linear(o, params[f'{base}fc.weight'].to(o.dtype), params[f'{base}fc.bias'].to(o.dtype))
 
 
 def is_statistic(name: str) -> bool:
@@ -153,11 +170,12 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _channel_mean(x, p):
+def _channel_map(x, p, map):
     # The sum divided: a mean hands its gradient back in contiguous memory, and with it goes all of a channels_last net's. The
     # square by itself: through abs, its second derivative is lost where x is 0.
     x = wide(x)
-    return (x.square() if p == 2 else x.abs().pow(p)).sum(1) / x.shape[1]
+    powers = x.square() if p == 2 else x.abs() if p == 1 else x.abs().pow(p)
+    return powers.amax(1) if map == 'max' else powers.sum(1) / x.shape[1]
 
 
 def _normalize(q):
@@ -165,23 +183,29 @@ def _normalize(q):
     # a constant, as the result does not depend on it. Then the sum of squares is at least 1, but for a map of zeros,
     # which stays zero together with its derivatives.
     q = q.flatten(1)
-    q = q / q.detach().amax(1, keepdim=True).clamp_min(1e-30)
+    q = q / q.detach().abs().amax(1, keepdim=True).clamp_min(1e-30)
     return q / q.square().sum(1, keepdim=True).clamp_min(1).sqrt()
 
 
-def at(x: torch.Tensor, p: float = 2) -> torch.Tensor:
+def _same_size(x, y):
+    # The larger of two maps, or activations, average-pooled to the size of the smaller.
+    size = [min(a, b) for a, b in zip(x.shape[-2:], y.shape[-2:])]
+    return [v if v.shape[-2:] == tuple(size) else F.adaptive_avg_pool2d(v, size) for v in (x, y)]
+
+
+def at(x: torch.Tensor, p: float = 2, map: str = 'sum') -> torch.Tensor:
     """Attention map of activations x [B, C, H, W]: [B, H*W], in at least float32.
 
-    The mean over channels of |x|^p, flattened and L2-normalised per sample (section 3.1 of the paper; the mean is
-    the paper's sum, as the scale is normalised away). A map of zeros stays zero.
+    The mean (map 'sum') or the largest (map 'max') over channels of |x|^p, flattened and L2-normalised per sample (section 3.1
+    of the paper; the mean is the paper's sum, as the scale is normalised away). A map of zeros stays zero.
     """
-    return _normalize(_channel_mean(x, p))
+    return _normalize(_channel_map(x, p, map))
 
 
-def at_loss(x: torch.Tensor, y: torch.Tensor, p: float = 2) -> torch.Tensor:
+def at_loss(x: torch.Tensor, y: torch.Tensor, p: float = 2, map: str = 'sum') -> torch.Tensor:
     """Attention transfer loss of activations x [B, C, H, W] and y [B, C', H', W']: a scalar, in at least float32.
 
-        mean over the batch and the H*W map elements of (at(x) - at(y))^2
+        mean over the batch and the H*W map elements of (at(x, p, map) - at(y, p, map))^2
 
     Channels may differ. Maps of unequal size are average-pooled to (min H, min W) before they are normalised.
 
@@ -189,11 +213,54 @@ def at_loss(x: torch.Tensor, y: torch.Tensor, p: float = 2) -> torch.Tensor:
     elements in the map and the batch size". The published code, and this one, takes the square; as a mean over map and
     batch it holds that division, and --beta multiplies it whole, not by half. The paper's numbers on CIFAR are the code's.
     """
-    x, y = _channel_mean(x, p), _channel_mean(y, p)
-    if x.shape[1:] != y.shape[1:]:
-        size = [min(a, b) for a, b in zip(x.shape[1:], y.shape[1:])]
-        x, y = F.adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(y, size)
+    x, y = _same_size(_channel_map(x, p, map), _channel_map(y, p, map))
     return (_normalize(x) - _normalize(y)).square().mean()
+
+
+def factt_loss(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Full-activation transfer (F-ActT, section 4.1.2 of the paper, after FitNets) of activations x [B, C, H, W] and y [B, C', H', W']:
+    a scalar, in at least float32.
+
+        mean over the batch and the H*W positions of the sum over channels of (n(weight * x) - n(y))^2
+
+    n: all C'*H*W numbers of a sample, L2-normalised. weight [C', C, 1, 1] is a 1x1 convolution that brings the channels together, None
+    where they agree. Unequal sizes are pooled as in at_loss, whose scale this has too: the squared distance over H*W.
+    """
+    if weight is not None:
+        x = conv2d(x, weight)
+    x, y = _same_size(wide(x), wide(y))
+    return (_normalize(x) - _normalize(y)).square().sum(1).mean() / x[0, 0].numel()
+
+
+def input_gradient(f, x: torch.Tensor, targets: torch.Tensor, create_graph: bool = False) -> tuple:
+    """(logits, groups, J) of logits, groups = f(x), with J [B, 3, H, W] = d cross_entropy / d x, where each sample has its own loss
+    (the sum over the batch is differentiated). create_graph: J can itself be differentiated, by double backpropagation."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits, groups = f(x)
+        loss = F.cross_entropy(wide(logits), targets, reduction='sum')
+        return logits, groups, wide(torch.autograd.grad(loss, x, create_graph=create_graph)[0])
+
+
+def gradient_loss(J: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Gradient-based attention transfer (section 3.2 of the paper) of the student's J [B, 3, H, W] and the teacher's: a scalar.
+
+    1/2 mean over the batch of ||J - other||^2, summed over channels and pixels
+    """
+    return (J - other).square().sum((1, 2, 3)).mean() / 2
+
+
+def symmetry_loss(J: torch.Tensor, J_flipped: torch.Tensor) -> torch.Tensor:
+    """Symmetry norm (section 3.2 of the paper) of J [B, 3, H, W] and of that for the horizontally flipped images: 1/2 ||J - flip(J_flipped)||^2,
+    mean over the batch."""
+    return gradient_loss(J, J_flipped.flip(3))
+
+
+def min_l2_loss(J: torch.Tensor) -> torch.Tensor:
+    """The min-l2 penalty of Table 3 (double backpropagation, Drucker & LeCun 1992) on J [B, 3, H, W]: 1/2 ||J||^2, mean over the batch."""
+    return J.square().sum((1, 2, 3)).mean() / 2
 
 
 def distillation(y, teacher_scores, labels, T: float, alpha: float) -> torch.Tensor:
@@ -304,10 +371,7 @@ def load_params(path) -> dict:
             or value.is_quantized
         ):
             raise UserError(f'{path}: {name!r} is {type(value).__name__}, not a dense tensor')
-    if any(name.startswith('student.') for name in params):
-        params = {
-            k.removeprefix('student.'): v for k, v in params.items() if k.startswith('student.')
-        }
+    params = part(params, 'student') or params
     if all(name.startswith('module.') for name in params):  # of nn.DataParallel
         params = {k.removeprefix('module.'): v for k, v in params.items()}
     return from_torchvision({k: v.detach() for k, v in params.items()})
@@ -688,10 +752,14 @@ def agree(folder, checkpoint: dict) -> None:
         save_params(model, checkpoint['params'])
 
 
-def make_checkpoint(params, optimizer, opt, epoch: int, log: list, facts: dict, step=0, sums=()):
-    """What --resume needs (see CHECKPOINT). sums: those of the epoch's terms so far, a list for each process."""
+def make_checkpoint(
+    params, optimizer, opt, epoch: int, log: list, facts: dict, step=0, sums=(), adapters=None
+):
+    """What --resume needs (see CHECKPOINT). sums: those of the epoch's terms so far, a list for each process; adapters: trained
+    parameters that are not the net's own, and stay out of model.hkl."""
     return {
         'params': {k: v.detach() for k, v in params.items()},
+        'adapters': {k: v.detach() for k, v in (adapters or {}).items()},
         'optimizer': optimizer.state_dict(),
         'epoch': epoch,
         'step': step,
@@ -707,6 +775,7 @@ def make_checkpoint(params, optimizer, opt, epoch: int, log: list, facts: dict, 
 # it after the initial values, so that it is kept for those who add something that does.
 CHECKPOINT = {
     'params': dict,
+    'adapters': dict,
     'optimizer': dict,
     'epoch': int,
     'step': int,
@@ -731,6 +800,8 @@ def load_checkpoint(path) -> dict:
         # torch.load does not look at the checksums
         if archive.testzip():
             raise UserError(f'--resume: {path}: damaged, its checksums are wrong')
+    if isinstance(checkpoint, dict):
+        checkpoint.setdefault('adapters', {})  # runs from before there were any
     for key, kind in CHECKPOINT.items():
         if not isinstance(checkpoint, dict) or type(checkpoint.get(key)) is not kind:
             raise UserError(
@@ -738,6 +809,7 @@ def load_checkpoint(path) -> dict:
             )
     sound = {
         'params': all(map(torch.is_tensor, checkpoint['params'].values())),
+        'adapters': all(map(torch.is_tensor, checkpoint['adapters'].values())),
         'log': all(
             isinstance(line, str) and line.startswith('json_stats: ') for line in checkpoint['log']
         ),
@@ -862,6 +934,21 @@ def make_optimizer(params, opt, epoch: int) -> torch.optim.SGD:
 def learning_rate(epoch: int, opt) -> float:
     """--lr, times --lr_decay_ratio from each of --epoch_step on; epochs count from 1."""
     return opt.lr * opt.lr_decay_ratio ** sum(step <= epoch for step in opt.epoch_step)
+
+
+def beta_in(epoch: int, opt) -> float:
+    """The weight of the transfer in that epoch, counted from 1: --beta, decayed to zero by the last of --epochs as --beta_decay says.
+
+    linear: a straight line; cosine: half a cosine wave; step: in equal steps at those of --epoch_step, zero from the last on."""
+    t = (epoch - 1) / max(1, opt.epochs - 1)
+    drops = [step for step in opt.epoch_step if step <= opt.epochs]
+    share = {
+        'none': 1,
+        'linear': 1 - t,
+        'cosine': (1 + math.cos(math.pi * t)) / 2,
+        'step': 1 - sum(step <= epoch for step in drops) / max(1, len(drops)),
+    }
+    return opt.beta * share[opt.beta_decay]
 
 
 def check_finite(rows, names: list, epoch: int, steps_before: int, folder) -> None:
@@ -1147,15 +1234,34 @@ def gpu_list(text):
     return text
 
 
-def complete_losses(opt, teacher: str) -> None:
-    """Fills in --alpha and --beta where the option `teacher` names one. Raises UserError where they contradict each other."""
+def group_list(n: int):
+    """An argparse type: different groups out of the first n, '2,3' or '[2, 3]' -> [2, 3]."""
+
+    def parse(text):
+        groups = text.strip('[]').replace(' ', '').split(',')
+        if not set(groups) <= set(map(str, range(n))) or len(set(groups)) != len(groups):
+            raise argparse.ArgumentTypeError(
+                f'{text[:40]!r} is not a list of different groups of 0 to {n - 1}, such as {n - 2},{n - 1}'
+            )
+        return [int(g) for g in groups]
+
+    return parse
+
+
+def complete_losses(opt, teacher: str, beta_alone: bool = False) -> None:
+    """Fills in --alpha and --beta where the option `teacher` names one; beta_alone: what --beta weighs has no use for a teacher. Raises
+    UserError where they contradict each other."""
     given = getattr(opt, teacher)
-    if given and opt.alpha is None and opt.beta is None:
+    if given and opt.alpha is None and opt.beta is None and not beta_alone:
         opt.beta = 1e3
     opt.alpha, opt.beta = opt.alpha or 0.0, opt.beta or 0.0
+    if given and not opt.alpha and beta_alone:
+        raise UserError(
+            f'--method {opt.method} needs no teacher: leave --{teacher} out, or give --alpha'
+        )
     if given and not opt.alpha and not opt.beta:
         raise UserError(f'--alpha and --beta are both 0: nothing would be learned from --{teacher}')
-    for name in 'alpha', 'beta':
+    for name in ('alpha',) if beta_alone else ('alpha', 'beta'):
         if getattr(opt, name) and not given:
             raise UserError(f'--{name} {getattr(opt, name):g} needs a teacher: give --{teacher}')
 
