@@ -26,7 +26,6 @@ if __name__ == '__main__':
 import argparse
 import math
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -190,9 +189,14 @@ def make_loss(f_student, f_teacher, opt, device_ids):
     def f(inputs, params, training):
         x, targets = inputs
         x = data.normalize(x).to(dtype)
-        student = partial(f_student, params=params, training=training, base='student.')
-        teacher = f_teacher and partial(f_teacher, params=params, training=False, base='teacher.')
-        return transfer(student, teacher, x, targets, params, opt)
+
+        def student(x):
+            return f_student(x, params, training, 'student.')
+
+        def teacher(x):
+            return f_teacher(x, params, False, 'teacher.')
+
+        return transfer(student, teacher if f_teacher else None, x, targets, params, opt)
 
     def loss(images, index, draws, targets, params, beta):
         x = data.augment(images, index, draws, opt.randomcrop_pad)

@@ -236,12 +236,16 @@ def factt_loss(
 
 def input_gradient(f, x: torch.Tensor, targets: torch.Tensor, create_graph: bool = False) -> tuple:
     """(logits, groups, J) of logits, groups = f(x), with J [B, 3, H, W] = d cross_entropy / d x, where each sample has its own loss
-    (the sum over the batch is differentiated). create_graph: J can itself be differentiated, by double backpropagation."""
+    (the sum over the batch is differentiated). create_graph: all three can be differentiated further, J by double backpropagation; else
+    they are constants."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits, groups = f(x)
         loss = F.cross_entropy(wide(logits), targets, reduction='sum')
-        return logits, groups, wide(torch.autograd.grad(loss, x, create_graph=create_graph)[0])
+        J = wide(torch.autograd.grad(loss, x, create_graph=create_graph)[0])
+    if not create_graph:
+        logits, groups = logits.detach(), tuple(g.detach() for g in groups)
+    return logits, groups, J
 
 
 def gradient_loss(J: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

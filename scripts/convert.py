@@ -51,8 +51,9 @@ def main(argv=None):
     what = f'{kind} of depth {depth}, width {width:g}, {num_classes} classes'
     file = io.BytesIO()
     if out.suffix == '.onnx':
-        size = opt.image_size or (32 if kind == 'wrn' else 224)
-        scale = (data.MEAN, data.STD) if kind == 'wrn' else (data.IMAGENET_MEAN, data.IMAGENET_STD)
+        small = kind in ('wrn', 'nin')
+        size = opt.image_size or (32 if small else 224)
+        scale = (data.MEAN, data.STD) if small else (data.IMAGENET_MEAN, data.IMAGENET_STD)
         export(f, params, size, scale if opt.normalize else None, file)
         dtype = 'uint8' if opt.normalize else 'normalised float32'
         what += f', images [batch, 3, {size}, {size}] in {dtype}'
@@ -125,6 +126,8 @@ def fold(params, source) -> dict:
         why = 'it has no batch norms'
         if kind == 'wrn':
             why = 'its bn0 and bn follow sums, which cannot take them in, and no layout has only bn1 folded'
+        if kind == 'nin':
+            why = 'folded, its names would be those of a NIN without ReLU before pooling'
         raise UserError(f'--fold: {source} is a net of the layout {kind}: {why}')
     folded = {}
     for name, weight in params.items():

@@ -1,5 +1,6 @@
 """cifar.py as its users meet it: commands, run folders, kills, mistakes. Every run here is real, and tiny."""
 
+import argparse
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 import cifar
 import data
+import nin
 import resnet
 import utils
 
@@ -178,7 +180,8 @@ def test_the_loss_is_distillation_plus_beta_times_the_maps():
         0.9 * 16 * kl + 0.1 * torch.nn.functional.cross_entropy(y_s, targets) + 100 * sum(ats)
     )
 
-    loss, terms = cifar.make_loss(f_s, f_t, opt, ['cpu'])(images, index, draws, targets, params)
+    loss_of, beta = cifar.make_loss(f_s, f_t, opt, ['cpu']), torch.tensor(100.0)
+    loss, terms = loss_of(images, index, draws, targets, params, beta)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert terms[2:5].tolist() == pytest.approx([a.item() for a in ats], rel=1e-4)
     loss.backward()
@@ -252,6 +255,87 @@ def test_training_is_a_plain_loop_over_the_published_recipe(home, tmp_path, monk
         assert (end[name] - start[name]).abs().max() > 10 * (end[name] - value.detach()).abs().max()
 
 
+def normalised(v):
+    return v.flatten(1) / v.flatten(1).norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize('method', ['factt', 'grad', 'sym', 'minl2', 'max', 'some groups'])
+def test_the_loss_of_each_method_is_its_definition(method):
+    """One step of make_loss against the definition, put together by hand, and the derivatives by the student's weights."""
+    torch.manual_seed(0)
+    f_s, params_s = nin.nin(6, 10, bn=False, pool_relu=False)
+    f_t, params_t = resnet.wrn(10, 0.5, 10)
+    options = {
+        'max': ['--at_map', 'max', '--at_p', '1'],
+        'some groups': ['--at_groups', '2,0'],
+    }.get(method, ['--method', method])
+    opt = cifar.parser.parse_args(['--alpha', '0.9', '--beta', '100', *options])
+    adapters = cifar.make_adapters(params_s, params_t, f_s, f_t, opt)
+    params = utils.flatten(
+        {'student': params_s, 'teacher': utils.cast(params_t), 'adapter': adapters}
+    )
+    for name in params_t:
+        params[f'teacher.{name}'] = params_t[name].detach()
+    images = torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8)
+    targets, index, draws = torch.arange(6), torch.arange(6), data.crop_and_flip(6, 0, 1, 4)
+    x = data.normalize(data.augment(images, index, draws, 4))
+
+    def J(f, params, x):
+        """The gradient of each sample's own cross-entropy, one sample at a time."""
+        rows = []
+        for image, target in zip(x, targets):
+            image = image[None].clone().requires_grad_()
+            loss = -torch.log_softmax(f(image, params, False)[0], 1)[0, target]
+            rows.append(torch.autograd.grad(loss, image, create_graph=True)[0])
+        return torch.cat(rows)
+
+    (y_s, g_s), (y_t, g_t) = f_s(x, params_s, False), f_t(x, params_t, False)
+    if method == 'factt':
+        assert {k: v.shape for k, v in adapters.items()} == {
+            f'group{i}': (8 * 2**i, 6, 1, 1) for i in range(3)
+        }
+        adapted = [
+            torch.einsum('oi,bihw->bohw', adapters[f'group{i}'][:, :, 0, 0], g_s[i])
+            for i in range(3)
+        ]
+        losses = [
+            (normalised(a) - normalised(b)).square().sum(1).mean() / b[0, 0].numel()
+            for a, b in zip(adapted, g_t)
+        ]
+    elif method in ('max', 'some groups'):
+        chosen = [2, 0] if method == 'some groups' else [0, 1, 2]
+        maps = [
+            [(g[i].abs().amax(1) if method == 'max' else g[i].square().sum(1)) for i in chosen]
+            for g in (g_s, g_t)
+        ]
+        losses = [(normalised(a) - normalised(b)).square().mean() for a, b in zip(*maps)]
+    else:
+        other = {
+            'grad': lambda: J(f_t, params_t, x),
+            'sym': lambda: J(f_s, params_s, x.flip(3)).flip(3),
+            'minl2': lambda: torch.zeros_like(x),
+        }[method]()
+        losses = [(J(f_s, params_s, x) - other).square().sum((1, 2, 3)).mean() / 2]
+    soft = torch.softmax(y_t / 4, 1)
+    kl = (soft * (soft.log() - torch.log_softmax(y_s / 4, 1))).sum(1).mean()
+    task = 0.9 * 16 * kl + 0.1 * torch.nn.functional.cross_entropy(y_s, targets)
+    expected = task + 50 * sum(losses)
+    trained = [v for v in (*params_s.values(), *adapters.values()) if v.requires_grad]
+    gradients = torch.autograd.grad(expected, trained, allow_unused=True)
+
+    loss_of = cifar.make_loss(f_s, f_t, opt, ['cpu'])
+    loss, terms = loss_of(images, index, draws, targets, params, torch.tensor(50.0))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert terms[2:-1].tolist() == pytest.approx([v.item() for v in losses], rel=1e-3)
+    assert len(cifar.term_names(argparse.Namespace(**vars(opt) | {'teacher_id': 't'}))) == len(
+        terms
+    )
+    loss.backward()
+    for v, g in zip(trained, gradients):
+        torch.testing.assert_close(v.grad, g, rtol=1e-3, atol=1e-3 * float(g.abs().max()))
+    assert all(v.grad is None for v in params_t.values())
+
+
 @pytest.mark.parametrize('name, dtype', [('float', torch.float32), ('bfloat16', torch.bfloat16)])
 def test_dtype_is_what_activations_are_computed_in(name, dtype):
     torch.manual_seed(0)
@@ -269,14 +353,14 @@ def test_dtype_is_what_activations_are_computed_in(name, dtype):
     index = torch.arange(4)
     draws = data.crop_and_flip(4, 0, 1, 2)
     loss_of = cifar.make_loss(spied, spied, opt, ['cpu'])
-    loss, terms = loss_of(images, index, draws, index % 3, params)
+    loss, terms = loss_of(images, index, draws, index % 3, params, torch.tensor(100.0))
     assert seen == [dtype] * 6 and loss.dtype == terms.dtype == torch.float32
 
 
 def test_the_last_smaller_batch_is_kept_and_means_weigh_by_samples(monkeypatch):
     sizes = []
 
-    def loss_of(images, index, draws, targets, params):
+    def loss_of(images, index, draws, targets, params, beta):
         sizes.append(len(index))
         return (params['w'] * 0 + 1).sum(), torch.tensor([float(len(index)), 0.0, 50.0])
 
@@ -284,7 +368,7 @@ def test_the_last_smaller_batch_is_kept_and_means_weigh_by_samples(monkeypatch):
     train_set = data.ImageSet(
         torch.zeros(10, 8, 8, 3, dtype=torch.uint8), torch.arange(10), list(range(10))
     )
-    opt = cifar.parser.parse_args(['--batch_size', '4', '--epochs', '1'])
+    opt = cifar.complete(cifar.parser.parse_args(['--batch_size', '4', '--epochs', '1']))
     stats = cifar.train_epoch(1, loss_of, train_set, {'w': w}, torch.optim.SGD([w], 0.1), opt)
     assert sizes == [4, 4, 2]
     assert stats['train_loss'] == pytest.approx((16 + 16 + 4) / 10) and stats[
@@ -398,6 +482,112 @@ def test_tensorboard_has_every_epoch_of_a_resumed_run(home):
     logged = [r['test_acc'] for r in utils.read_log(home / 'logs/tb/log.txt')]
     assert [c.step for c in curves] == [1, 2]
     assert [c.value for c in curves] == pytest.approx(logged)
+
+
+# ---------------------------------------------------------------- other methods, other nets
+
+
+def test_adapters_train_resume_and_stay_out_of_the_weights(home):
+    """The student has other widths than its teacher in all groups; the run is cut off and goes on to the same bits."""
+    options = [
+        '--teacher_id',
+        'teacher',
+        '--method',
+        'factt',
+        '--beta',
+        '10',
+        '--epoch_step',
+        '[2]',
+    ]
+    runs = [home / f'logs/factt_{name}' for name in ('whole', 'parts')]
+    assert command(home, '--save', runs[0], *options, '--epochs', '2').returncode == 0
+    for epochs in ['--epochs', '1'], ['--epochs', '2', '--resume']:
+        done = command(home, '--save', runs[1], *options, *epochs)
+        assert done.returncode == 0 and done.stderr == '', done.stderr
+    assert (runs[0] / 'model.hkl').read_bytes() == (runs[1] / 'model.hkl').read_bytes()
+    assert log_of(runs[0], ('save', 'epochs')) == log_of(runs[1], ('save', 'epochs'))
+    own = resnet.wrn(10, 0.5, 3)[1]
+    assert utils.load_params(runs[0] / 'model.hkl').keys() == own.keys()
+    last = utils.read_log(runs[0] / 'log.txt')[-1]
+    assert last['n_parameters'] == sum(v.numel() for v in own.values() if v.requires_grad)
+    assert len(last['at_losses']) == 3 and last['method'] == 'factt'
+    a, b = (utils.load_checkpoint(run)['adapters'] for run in runs)
+    assert {k: v.shape for k, v in a.items()} == {
+        f'group{i}': (16 * 2**i, 8 * 2**i, 1, 1) for i in range(3)
+    }
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    begun = home / 'logs/factt_begun'
+    assert command(home, '--save', begun, *options, '--epochs', '0').returncode == 0
+    initial = utils.load_checkpoint(begun)['adapters']
+    assert all((a[k] - initial[k]).abs().max() > 1e-3 for k in a)
+
+
+def test_a_checkpoint_from_before_adapters_goes_on(home):
+    run = home / 'logs/old'
+    assert command(home, '--save', run, '--epochs', '1').returncode == 0
+    checkpoint = utils.load_checkpoint(run)
+    new = ['net', 'no_bn', 'no_pool_relu', 'method', 'at_map', 'at_p', 'at_groups', 'beta_decay']
+    del checkpoint['adapters']
+    for name in new:
+        del checkpoint['options'][name]
+    torch.save(checkpoint, run / 'checkpoint.pt')
+    done = command(home, '--save', run, '--epochs', '2', '--resume')
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    assert len(utils.read_log(run / 'log.txt')) == 2
+
+
+def test_beta_decays_as_logged_and_the_run_cannot_be_made_longer(home):
+    options = ['--save', 'logs/decay', '--teacher_id', 'teacher', '--alpha', '0.9', '--beta', '100']
+    options += ['--beta_decay', 'linear', '--resume']
+    done = command(home, *options, '--epochs', '3')
+    assert done.returncode == 0, done.stderr
+    records = utils.read_log(home / 'logs/decay/log.txt')
+    assert [r['epoch_beta'] for r in records] == [100, 50, 0]
+    assert [r['beta'] for r in records] == [100] * 3
+    last = records[-1]
+    assert all(v > 0 for v in last['at_losses'])  # measured, though they weigh nothing
+    assert '--epochs 4: beta decays over the 3 epochs' in refused(home, *options, '--epochs', 4)
+
+
+@pytest.mark.parametrize('method', ['sym', 'minl2'])
+def test_methods_without_a_teacher(home, method):
+    options = ['--method', method, '--beta', '1', '--epochs', '1', '--save', f'logs/{method}']
+    done = command(home, *options)
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    (last,) = utils.read_log(home / f'logs/{method}/log.txt')
+    assert len(last['at_losses']) == 1 and last['at_losses'][0] > 0
+    assert last['teacher_test_acc'] is None
+
+
+def test_what_is_differentiated_twice_is_not_compiled_and_says_so(home):
+    options = ['--method', 'grad', '--teacher_id', 'teacher', '--beta', '1', '--epochs', '1']
+    runs = [home / f'logs/grad_{name}' for name in ('eager', 'compile')]
+    for run, extra in zip(runs, ([], ['--compile'])):
+        done = command(home, '--save', run, *options, *extra)
+        assert done.returncode == 0 and done.stderr == '', done.stderr
+        assert ('--compile: --method grad differentiates twice' in done.stdout) == bool(extra)
+    assert (runs[0] / 'model.hkl').read_bytes() == (runs[1] / 'model.hkl').read_bytes()
+
+
+def test_nets_of_either_family_teach_either(home):
+    small = ['--net', 'nin', '--depth', '10', '--width', '8', '--epochs', '1']
+    for name, options in (
+        ('nin', small),
+        ('nin_of_wrn', [*small, '--teacher_id', 'teacher', '--no_bn', '--lr', '0.01']),
+        ('wrn_of_nin', ['--teacher_id', 'nin', '--beta', '100', '--alpha', '0.5', '--epochs', '1']),
+        ('nin_of_nin', [*small, '--teacher_id', 'nin', '--no_pool_relu']),
+    ):
+        done = command(home, '--save', f'logs/{name}', *options)
+        assert done.returncode == 0 and done.stderr == '', done.stderr
+        last = utils.read_log(home / f'logs/{name}/log.txt')[-1]
+        assert last['net'] == ('wrn' if name == 'wrn_of_nin' else 'nin')
+        assert len(last['at_losses']) == (0 if name == 'nin' else 3)
+        done = command(home, '--evaluate', f'logs/{name}')
+        stats = json.loads(done.stdout.splitlines()[-1].removeprefix('json_stats: '))
+        assert (stats['test_acc'], stats['test_loss']) == (last['test_acc'], last['test_loss'])
+    _, params, _ = resnet.load_net(home / 'logs/nin_of_wrn')
+    assert nin.variant(params) == (False, False)
+    assert nin.variant(resnet.load_net(home / 'logs/nin_of_nin')[1]) == (True, False)
 
 
 # ---------------------------------------------------------------- chance, kills, resuming
@@ -591,8 +781,8 @@ def test_a_test_loss_that_is_not_finite_is_told(home, tmp_path, capsys, monkeypa
     assert 'the test loss is inf' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('dtype', ['float', 'bfloat16'])
-def test_compiled_and_resumed_the_bits_are_those_of_a_compiled_run(home, dtype):
+@pytest.mark.parametrize('dtype, method', [('float', 'at'), ('bfloat16', 'at'), ('float', 'factt')])
+def test_compiled_and_resumed_the_bits_are_those_of_a_compiled_run(home, dtype, method):
     if not shutil.which(os.environ.get('CXX', 'g++')):
         pytest.skip('no C++ compiler here')
     options = [
@@ -600,13 +790,17 @@ def test_compiled_and_resumed_the_bits_are_those_of_a_compiled_run(home, dtype):
         'teacher',
         '--beta',
         '100',
+        '--method',
+        method,
         '--dtype',
         dtype,
         '--compile',
         '--epoch_step',
         '[2]',
     ]
-    whole, parts, eager = (home / f'logs/{name}_{dtype}' for name in ('compiled', 'parts', 'eager'))
+    whole, parts, eager = (
+        home / f'logs/{name}_{dtype}_{method}' for name in ('compiled', 'parts', 'eager')
+    )
     assert command(home, '--save', whole, *options, '--epochs', '2').returncode == 0
     assert command(home, '--save', parts, *options, '--epochs', '1').returncode == 0
     done = command(home, '--save', parts, *options, '--epochs', '2', '--resume')
@@ -646,6 +840,38 @@ def refused(home, *options, **kw):
 
 
 MISTAKES = [
+    (['--method', 'attention'], '--method'),
+    (['--method', 'grad', '--teacher_id', 'teacher'], '--method grad: give its weight, --beta'),
+    (['--method', 'factt', '--beta', '1'], '--teacher_id'),
+    (
+        ['--method', 'sym', '--beta', '1', '--teacher_id', 'teacher'],
+        '--method sym needs no teacher',
+    ),
+    (['--method', 'minl2', '--beta', '1', '--at_map', 'max'], '--at_map'),
+    (['--method', 'factt', '--beta', '1', '--teacher_id', 'teacher', '--at_p', '1'], '--at_p'),
+    (['--method', 'sym', '--beta', '1', '--at_groups', '0'], '--at_groups'),
+    (['--teacher_id', 'teacher', '--at_groups', '3'], '--at_groups'),
+    (['--teacher_id', 'teacher', '--at_groups', '0,0'], '--at_groups'),
+    (['--teacher_id', 'teacher', '--at_p', '0'], '--at_p'),
+    (['--beta_decay', 'linear'], '--beta_decay'),
+    (
+        [
+            '--teacher_id',
+            'teacher',
+            '--beta_decay',
+            'step',
+            '--beta',
+            '1',
+            '--epochs',
+            '2',
+            '--epoch_step',
+            '[3]',
+        ],
+        '--beta_decay step',
+    ),
+    (['--no_bn'], '--no_bn: is for --net nin'),
+    (['--net', 'nin', '--depth', '16', '--width', '96'], 'depth 16'),
+    (['--net', 'nin', '--depth', '10', '--width', '0.5'], 'width 0.5'),
     (['--dept', '10'], '--dept'),
     (['--depth', '11'], 'depth 11'),
     (['--depth', '4'], 'depth 4'),

@@ -12,6 +12,7 @@ from test_resnet import AffineNet, fold
 from test_scripts import make_run, refused
 
 import data
+import nin
 import resnet
 import utils
 
@@ -54,6 +55,10 @@ def nets(tmp_path_factory):
         torch.save(net.state_dict(), found[f'resnet{depth}'])
         found[f'folded{depth}'] = folder / f'folded{depth}.hkl'
         utils.save_params(found[f'folded{depth}'], fold(ours))
+    params = nin.nin(8, 7)[1]
+    randomize(params)
+    found['nin'] = folder / 'nin.hkl'
+    utils.save_params(found['nin'], params)
     found['affine'] = folder / 'affine.hkl'
     utils.save_params(found['affine'], AffineNet((64, 64, 16, 24, 32)).p)
     return found
@@ -111,7 +116,7 @@ def test_fold_is_computed_in_float64(nets, tmp_path):
     assert all(torch.equal(folded[k], v) for k, v in expected.items())
 
 
-@pytest.mark.parametrize('kind', ['wrn', 'folded50', 'affine'])
+@pytest.mark.parametrize('kind', ['wrn', 'nin', 'folded50', 'affine'])
 def test_what_torchvision_does_not_have_keeps_our_names(nets, kind, tmp_path, capsys):
     _, expected, _ = resnet.load_net(nets[kind])
     for name in 'net.pth', 'net.safetensors':
@@ -150,14 +155,14 @@ def onnx():
 
 @pytest.mark.parametrize(
     'kind, size',
-    [('wrn', None), ('wrn', 20), ('resnet18', None), ('affine', 56)]
+    [('wrn', None), ('wrn', 20), ('nin', None), ('resnet18', None), ('affine', 56)]
     + [('resnet50', 40), ('folded18', 40), ('folded50', 40)],
 )
 def test_onnx_has_the_nets_logits(nets, kind, size, tmp_path, onnx):
     file = run(nets[kind], tmp_path / 'net.onnx', *(['--image_size', size] if size else []))
     assert list(tmp_path.iterdir()) == [file]
     found, graph = session(file)
-    side = size or (32 if kind == 'wrn' else 224)
+    side = size or (32 if kind in ('wrn', 'nin') else 224)
     (images,) = found.get_inputs()
     assert (images.name, images.type) == ('images', 'tensor(float)')
     assert images.shape == ['batch', 3, side, side]
@@ -177,7 +182,7 @@ def test_onnx_is_torchvisions_model_without_its_batch_norms(nets, fold, tmp_path
         assert_same(session(file)[1](x), nets['net50'](x))
 
 
-@pytest.mark.parametrize('kind', ['wrn', 'resnet18', 'affine'])
+@pytest.mark.parametrize('kind', ['wrn', 'nin', 'resnet18', 'affine'])
 def test_onnx_normalizes_as_in_training(nets, kind, tmp_path, onnx):
     file = run(nets[kind], tmp_path / 'net.onnx', '--normalize', '--image_size', 32)
     found, graph = session(file)
@@ -185,7 +190,8 @@ def test_onnx_normalizes_as_in_training(nets, kind, tmp_path, onnx):
     # Channels of different brightness: to swap them, or their mean, would show.
     levels = torch.tensor([60, 128, 250])
     images = (torch.rand(3, 32, 32, 3) * levels).byte()
-    scale = (data.MEAN, data.STD) if kind == 'wrn' else (data.IMAGENET_MEAN, data.IMAGENET_STD)
+    small = kind in ('wrn', 'nin')
+    scale = (data.MEAN, data.STD) if small else (data.IMAGENET_MEAN, data.IMAGENET_STD)
     f, params, _ = resnet.load_net(nets[kind])
     expected = logits(f, params, data.normalize(images, *scale))
     assert_same(graph(images.permute(0, 3, 1, 2).contiguous()), expected)
@@ -222,7 +228,7 @@ def test_mistakes_are_one_line_and_write_nothing(nets, tmp_path, capsys, monkeyp
     assert '--normalize' in no(nets['wrn'], hkl, '--normalize')
     assert '--image_size' in no(nets['wrn'], hkl, '--image_size', 32)
     assert '--image_size' in no(nets['wrn'], onnx, '--image_size', 0)
-    for kind in 'wrn', 'folded50', 'affine':
+    for kind in 'wrn', 'nin', 'folded50', 'affine':
         error = no(nets[kind], hkl, '--fold')
         assert '--fold' in error and str(nets[kind]) in error
     assert 'damaged.pth' in no(tmp_path / 'damaged.pth', hkl)

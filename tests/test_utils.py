@@ -243,6 +243,168 @@ def test_student_and_teacher_maps_may_differ_in_dtype():
     )
 
 
+@pytest.mark.parametrize('p', [1, 2, 4])
+@pytest.mark.parametrize('b', [(2, 3, 4, 6), (2, 5, 2, 3)])
+def test_maps_of_the_largest_channel_are_their_formula(b, p):
+    x, y = randn(2, 4, 4, 6, seed=1), randn(*b, seed=2)
+    peaks = [(np.abs(v.numpy().astype(np.float64)) ** p).max(1) for v in (x, y)]
+    np.testing.assert_allclose(utils.at(x, p, 'max').numpy(), normalized(peaks[0]), rtol=1e-5)
+    a, b = (normalized(pooled(q, b[2], b[3])) for q in peaks)
+    assert math.isclose(utils.at_loss(x, y, p, 'max'), ((a - b) ** 2).mean(), rel_tol=1e-4)
+    x, y = x.double().requires_grad_(), y.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, y: utils.at_loss(x, y, p, 'max'), (x, y))
+    assert torch.autograd.gradgradcheck(lambda x, y: utils.at_loss(x, y, p, 'max'), (x, y))
+
+
+# ---------------------------------------------------------------- full activations
+
+
+@pytest.mark.parametrize('b', [(2, 3, 4, 6), (2, 5, 4, 6), (2, 5, 2, 3), (2, 3, 8, 3)])
+def test_factt_loss_is_its_formula(b):
+    x, y, w = randn(2, 3, 4, 6, seed=1), randn(*b, seed=2), randn(b[1], 3, 1, 1, seed=3)
+    weight = w if b[1] != 3 else None
+    z = x.double().numpy()
+    if weight is not None:
+        z = np.einsum('oi,bihw->bohw', w.double().numpy()[:, :, 0, 0], z)
+    h, width = min(4, b[2]), min(6, b[3])
+    rows = [
+        normalized(pooled(v.reshape(-1, *v.shape[2:]), h, width).reshape(2, -1))
+        for v in (z, y.double().numpy())
+    ]
+    # The squared distance of two unit vectors, over the positions of a map.
+    expected = np.mean(((rows[0] - rows[1]) ** 2).sum(1)) / (h * width)
+    assert math.isclose(utils.factt_loss(x, y, weight), expected, rel_tol=1e-4)
+    wide = [v if v is None else v.double().requires_grad_() for v in (x, y, weight)]
+    wide = [v for v in wide if v is not None]
+    assert math.isclose(utils.factt_loss(*wide), expected, rel_tol=1e-10)
+    assert torch.autograd.gradcheck(utils.factt_loss, wide)
+    assert torch.autograd.gradgradcheck(utils.factt_loss, wide)
+
+
+def test_factt_loss_sees_what_maps_do_not():
+    x = randn(3, 4, 5, 5)
+    assert utils.factt_loss(x, 3 * x).item() == pytest.approx(0, abs=1e-12)
+    assert utils.at_loss(x, -x).item() == 0
+    assert utils.factt_loss(x, -x).item() == pytest.approx(4 / 25)
+    assert utils.factt_loss(x.bfloat16(), -x.bfloat16()).dtype == torch.float32
+
+
+# ---------------------------------------------------------------- gradients of the input
+
+
+def small_net(seed=0):
+    """A smooth function of [B, 3, 4, 4] with one group, and its parameters, float64."""
+    params = [randn(6, 3, 3, 3, seed=seed, dtype=torch.float64) / 3]
+    params.append(randn(5, 6, seed=seed + 1, dtype=torch.float64))
+    params = [p.requires_grad_() for p in params]
+
+    def f(x):
+        group = torch.tanh(F.conv2d(x, params[0], padding=1))
+        return F.linear(group.mean((2, 3)), params[1]), (group,)
+
+    return f, params
+
+
+def differences(f, x, step=1e-6):
+    """Central differences of the scalar f by each element of x."""
+    gradient = torch.zeros_like(x)
+    for i in range(x.numel()):
+        for sign in 1, -1:
+            moved = x.clone().view(-1)
+            moved[i] += sign * step
+            gradient.view(-1)[i] += sign * float(f(moved.view(x.shape)).detach()) / (2 * step)
+    return gradient
+
+
+def cross_entropies(logits, targets):
+    return -torch.log_softmax(logits, 1)[torch.arange(len(targets)), targets]
+
+
+def test_the_input_gradient_is_that_of_each_samples_own_loss():
+    f, _ = small_net()
+    x, targets = randn(3, 3, 4, 4, seed=4, dtype=torch.float64), torch.tensor([0, 4, 2])
+    logits, groups, J = utils.input_gradient(f, x, targets)
+    torch.testing.assert_close(logits, f(x)[0])
+    assert groups[0].shape == (3, 6, 4, 4) and not J.requires_grad and not x.requires_grad
+    for i in range(3):
+        expected = differences(
+            lambda v, i=i: cross_entropies(f(v)[0], targets[i : i + 1]).sum(), x[i : i + 1]
+        )
+        torch.testing.assert_close(J[i : i + 1], expected, rtol=1e-5, atol=1e-8)
+    with torch.no_grad():  # a teacher is run without gradients
+        torch.testing.assert_close(utils.input_gradient(f, x, targets)[2], J)
+
+
+GRADIENT_LOSSES = {
+    'grad': lambda J, J_t, J_flipped: utils.gradient_loss(J, J_t),
+    'sym': lambda J, J_t, J_flipped: utils.symmetry_loss(J, J_flipped),
+    'minl2': lambda J, J_t, J_flipped: utils.min_l2_loss(J),
+}
+
+
+@pytest.mark.parametrize('method', GRADIENT_LOSSES)
+def test_losses_of_the_input_gradient_and_their_derivatives(method):
+    """The value from its formula, with J by finite differences; the derivative by a weight, a second one, by finite differences too."""
+    (f, params), (f_t, _) = small_net(), small_net(seed=7)
+    x, targets = randn(2, 3, 4, 4, seed=4, dtype=torch.float64), torch.tensor([1, 3])
+
+    def J_of(f, x):
+        return differences(lambda v: cross_entropies(f(v)[0], targets).sum(), x, 1e-5)
+
+    J, other = J_of(f, x), torch.zeros_like(x)
+    if method == 'grad':
+        other = J_of(f_t, x)
+    elif method == 'sym':
+        other = torch.from_numpy(
+            J_of(f, torch.from_numpy(x.numpy()[..., ::-1].copy())).numpy()[..., ::-1].copy()
+        )
+    expected = 0.5 * ((J - other) ** 2).sum() / len(x)
+
+    def loss():
+        J = utils.input_gradient(f, x, targets, create_graph=True)[2]
+        J_flipped = utils.input_gradient(f, x.flip(3), targets, create_graph=True)[2]
+        return GRADIENT_LOSSES[method](J, utils.input_gradient(f_t, x, targets)[2], J_flipped)
+
+    assert loss().item() == pytest.approx(expected.item(), rel=1e-6)
+    for p, gradient in zip(params, torch.autograd.grad(loss(), params)):
+        saved = p.detach().clone()
+
+        def at_value(value, p=p):
+            p.data = value
+            return loss()
+
+        numeric = differences(at_value, saved, 1e-5)
+        p.data = saved
+        assert gradient.abs().max() > 1e-4
+        torch.testing.assert_close(gradient, numeric, rtol=1e-4, atol=1e-7)
+
+
+def test_losses_of_the_input_gradient_pass_gradcheck():
+    J, other = (randn(2, 3, 3, 3, seed=s, dtype=torch.float64).requires_grad_() for s in (1, 2))
+    for loss in utils.gradient_loss, utils.symmetry_loss:
+        assert torch.autograd.gradcheck(loss, (J, other))
+        assert torch.autograd.gradgradcheck(loss, (J, other))
+    assert torch.autograd.gradcheck(utils.min_l2_loss, J)
+    assert utils.symmetry_loss(J, J.flip(3)) == 0 < utils.symmetry_loss(J, J)
+
+
+# ---------------------------------------------------------------- weights of the losses
+
+
+def test_beta_goes_to_zero_by_the_last_epoch():
+    def betas(decay, epochs=5, steps=(3, 4)):
+        opt = argparse.Namespace(beta=8.0, beta_decay=decay, epochs=epochs, epoch_step=list(steps))
+        return [utils.beta_in(e, opt) for e in range(1, epochs + 1)]
+
+    assert betas('none') == [8] * 5
+    assert betas('linear') == pytest.approx([8, 6, 4, 2, 0])
+    half = math.sqrt(0.5)
+    assert betas('cosine') == pytest.approx([8, 4 + 4 * half, 4, 4 - 4 * half, 0])
+    assert betas('step') == [8, 8, 4, 0, 0]
+    assert betas('step', steps=(2, 3, 90)) == [8, 4, 0, 0, 0]  # that of epoch 90 never comes
+    assert betas('linear', epochs=1) == betas('cosine', epochs=1) == [8]
+
+
 # ---------------------------------------------------------------- distillation
 
 
