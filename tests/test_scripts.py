@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import data
 import resnet
@@ -56,6 +57,19 @@ def make_folder_set(root, n=4):
             for i in range(n):
                 image = rng.integers(low, low + 100, (32, 32, 3), np.uint8)
                 cv2.imwrite(str(root / split / name / f'{i}.png'), image)
+    return root
+
+
+def make_photographs(root, train=1, val=2):
+    """root/train and root/val with two classes of JPEGs of many sizes: dark and light clouds."""
+    rng = np.random.default_rng(0)
+    for split, n in ('train', train), ('val', val):
+        for name, low in ('dark', 0), ('light', 130):
+            (root / split / name).mkdir(parents=True)
+            for i in range(n):
+                clouds = rng.integers(low, low + 125, (5, 7, 3), np.uint8)
+                image = cv2.resize(clouds, rng.integers(60, 150, 2), interpolation=cv2.INTER_CUBIC)
+                cv2.imwrite(str(root / split / name / f'{i}.jpg'), image)
     return root
 
 
@@ -232,6 +246,34 @@ def test_attention_on_a_folder_set(nets, tmp_path):
     options = ['--dataset', 'folder', '--dataroot', str(root), '--save', str(tmp_path / 'maps.png')]
     attention.main(['--weights', str(nets[0]), *options])
     picture(tmp_path / 'maps.png')
+
+
+def test_attention_of_a_run_on_photographs_shows_what_it_is_tested_on(tmp_path, capsys):
+    root, run, save = make_photographs(tmp_path / 'set'), tmp_path / 'run', tmp_path / 'maps.png'
+    run.mkdir()
+    utils.save_params(run / 'model.hkl', resnet.resnet(18, 0.25, 2)[1])
+    record = {'depth': 18, 'width': 0.25, 'imagenetpath': str(root), 'image_size': 56}
+    (run / 'log.txt').write_text(utils.json_stats(record | {'classes': ['dark', 'light']}) + '\n')
+    options = ['--weights', str(run), '--n', '3', '--save', str(save)]
+    images, classes = attention.choose_photographs(attention.parser.parse(options)[0], record)
+    assert classes == ['dark', 'light'] and [c for c, _ in images] == ['dark', 'light', 'dark']
+    for (_, image), file in zip(images, ('dark/0.jpg', 'light/0.jpg', 'dark/1.jpg')):
+        whole = Image.open(root / 'val' / file).convert(
+            'RGB'
+        )  # to 64 = 56 * 256 / 224, then the centre
+        size = [64 * side // min(whole.size) for side in whole.size]
+        left, top = (round((side - 56) / 2) for side in size)
+        view = whole.resize(size, Image.BILINEAR).crop((left, top, left + 56, top + 56))
+        assert np.abs(image - np.asarray(view).astype(int)).mean() < 1
+
+    attention.main(options)
+    shown = picture(save)
+    root.rename(tmp_path / 'moved')
+    gone = refused(attention.main, options, capsys)
+    assert str(root) in gone and str(run) in gone and '--dataroot' in gone
+    save.unlink()
+    attention.main([*options, '--dataroot', str(tmp_path / 'moved')])
+    assert np.array_equal(picture(save), shown)
 
 
 def test_an_answer_is_right_or_wrong_only_where_the_class_is_known(nets, tmp_path):
