@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -20,6 +21,7 @@ import utils
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))
 import attention
+import kill
 import plot
 
 
@@ -320,6 +322,62 @@ def test_attention_refuses_in_one_line(nets, tmp_path, capsys):
         attention.main, [*weights, '--images', tmp_path, '--dataset', 'shapes', *save], capsys
     )
     assert not (tmp_path / 'x.png').exists()
+
+
+# ---------------------------------------------------------------- kill.py
+
+
+def test_imagenet_killed_inside_epochs_goes_on_to_the_same_bits(tmp_path):
+    root = make_photographs(tmp_path / 'set', train=12)
+    options = '--image_size 33 --batch_size 4 --checkpoint_minutes 1e-6 --nthread 1'
+    words = ['--imagenetpath', root, '--kills', '1', '--epochs', '6', '--options', options]
+    done = subprocess.run(
+        [sys.executable, ROOT / 'scripts' / 'kill.py', *words],
+        check=False,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    *runs, total = done.stdout.splitlines()
+    places = [
+        (int(epoch), int(step))
+        for line in runs
+        for epoch, step in re.findall(r'(\d+)\+(\d+)', line.removeprefix('run '))
+    ]
+    assert len(places) == 1 and all(line.endswith(': the same bits') for line in runs)
+    assert all(epoch <= 6 and step <= 6 for epoch, step in places)  # 24 images are 6 steps
+    inside = sum(step > 0 for _, step in places)
+    assert (
+        total
+        == f'1 kills in {len(runs)} runs of 6 epochs, {inside} resumed inside an epoch, none lost'
+    )
+
+
+def test_kills_that_lost_something_are_told(tmp_path):
+    whole = make_run(tmp_path / 'whole')
+    for name in 'killed', 'other_log', 'other_weights':
+        shutil.copytree(whole, tmp_path / name)
+    log = (whole / 'log.txt').read_text()
+    (tmp_path / 'killed/log.txt').write_text(log.replace('"train_time": 30.0', '"train_time": 9.0'))
+    kill.compare(whole, tmp_path / 'killed')
+    (tmp_path / 'other_log/log.txt').write_text(
+        log.replace('"train_acc": 56.0', '"train_acc": 56.1')
+    )
+    params = utils.load_params(whole / 'model.hkl')
+    params['fc.bias'][0] += 1e-7
+    utils.save_params(tmp_path / 'other_weights/model.hkl', params)
+    for name in 'other_log', 'other_weights':
+        with pytest.raises(utils.UserError, match='differs') as told:
+            kill.compare(whole, tmp_path / name)
+        assert told.value.status == 1
+
+
+def test_kill_refuses_in_one_line(tmp_path, capsys):
+    nowhere = ['--imagenetpath', tmp_path / 'nowhere']
+    assert 'nowhere' in refused(kill.main, nowhere, capsys)
+    assert '--full_disk' in refused(kill.main, [*nowhere, '--full_disk'], capsys)
+    assert '--kills' in refused(kill.main, ['--kills', '0'], capsys)
 
 
 # ---------------------------------------------------------------- quickstart.sh
