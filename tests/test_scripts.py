@@ -327,7 +327,7 @@ def test_attention_refuses_in_one_line(nets, tmp_path, capsys):
 # ---------------------------------------------------------------- kill.py
 
 
-def test_imagenet_killed_inside_epochs_goes_on_to_the_same_bits(tmp_path):
+def test_imagenet_killed_at_random_goes_on_to_the_same_bits(tmp_path):
     root = make_photographs(tmp_path / 'set', train=12)
     options = '--image_size 33 --batch_size 4 --checkpoint_minutes 1e-6 --nthread 1'
     words = ['--imagenetpath', root, '--kills', '1', '--epochs', '6', '--options', options]
