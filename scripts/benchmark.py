@@ -90,7 +90,7 @@ parser.add_argument('--decode', action='store_true', help='instead: decode --ima
 parser.add_argument('--input', metavar='DIR', help='instead: the input pipeline of imagenet.py on the photographs in DIR, on one core')
 parser.add_argument('--memory', action='store_true', help='instead: the resident memory of imagenet.py, with attention transfer, after each epoch; Linux only')
 parser.add_argument('--imagenetpath', metavar='DIR', help='of --memory: the photographs DIR/train/CLASS/* and DIR/val/CLASS/*')
-parser.add_argument('--epochs', default=20, type=number(int, 12), help='of --memory: epochs that are looked at, 12 or more (default: 20)')
+parser.add_argument('--epochs', default=20, type=number(int, 20), help='of --memory: epochs that are looked at, 20 or more (default: 20)')
 parser.add_argument('--options', default='', help='of --memory: further options of imagenet.py, in one string')
 # fmt: on
 
@@ -543,10 +543,10 @@ def memory(opt):
         words = [*words.split(), '--imagenetpath', opt.imagenetpath, *opt.options.split()]
         words += ['--teacher_params', str(teacher), '--save', str(Path(folder) / 'run')]
         sizes = watch([sys.executable, str(ROOT / 'imagenet.py'), *words], opt.epochs)
-    early, late = (statistics.median(part) / 1e6 for part in (sizes[2:7], sizes[-5:]))
+    early, middle, late = (v / 1e6 for v in medians(sizes))
     print(
-        f'epochs 3-7: {early:.1f} MB, the last five: {late:.1f} MB (medians), {late - early:+.1f} MB: '
-        + ('it grows' if grows(sizes) else 'it does not grow')
+        f'medians of five epochs: {early:.1f} MB from the third on, {middle:.1f} MB from the middle on, {late:.1f} MB at the end; '
+        f'{late - middle:+.1f} MB in the second half: it {"grows" if grows(sizes) else "does not grow"}'
     )
     return sizes
 
@@ -575,9 +575,17 @@ def resident(pid):
 
 
 def grows(sizes):
-    """Whether the median of the last five epochs is more than 1 % above that of epochs 3 to 7. The first two are left out: there the
-    buffers of decoding and of the net come into being."""
-    return statistics.median(sizes[-5:]) > 1.01 * statistics.median(sizes[2:7])
+    """Whether memory is more than 0.5 % larger at the end than in the middle: freed memory is kept, and now and then a step finds it in
+    pieces and takes more, so that a run has its full size only after some epochs."""
+    _, middle, late = medians(sizes)
+    return late > 1.005 * middle
+
+
+def medians(sizes):
+    """Medians of `sizes` [epochs] over the third to seventh epoch, the first five of the second half, and the last five."""
+    half = len(sizes) // 2
+    parts = sizes[2:7], sizes[half : half + 5], sizes[-5:]
+    return [statistics.median(part) for part in parts]
 
 
 def main(argv=None):
