@@ -514,18 +514,34 @@ def train_view(file, size: int, seed: int, epoch: int, index: int, out=None) -> 
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
 
 
+def plain_train_view(file, size: int, seed: int, epoch: int, index: int, out=None) -> np.ndarray:
+    """uint8 [size, size, 3] RGB: a crop at a random place, and flip, of photograph `index` whose shorter side was made
+    size * 256 / 224, as the paper fine-tunes; a function of (seed, epoch, index)."""
+    u = uniforms(3, seed, epoch, index)
+    image = decode_for(file, size)
+    top, left = (int(v * (side - size + 1)) for v, side in zip(u, image.shape[:2]))
+    image = image[top : top + size, left : left + size]
+    image = cv2.flip(image, 1) if u[2] < 0.5 else np.ascontiguousarray(image)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
+
+
 def centre_view(file, size: int, out=None) -> np.ndarray:
     """uint8 [size, size, 3] RGB: the centre of a photograph whose shorter side was made size * 256 / 224, as published."""
-    shorter = round(size * 256 / 224)
-    image = decode_part(file, lambda h, w: (0, 0, h, w), (shorter, shorter))
-    H, W = image.shape[:2]
-    image = resize(image, (max(shorter, shorter * H // W), max(shorter, shorter * W // H)))
+    image = decode_for(file, size)
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return cv2.cvtColor(
         np.ascontiguousarray(image[top : top + size, left : left + size]),
         cv2.COLOR_BGR2RGB,
         dst=out,
     )
+
+
+def decode_for(file, size: int) -> np.ndarray:
+    """uint8 BGR: a photograph, its shorter side made size * 256 / 224, for crops of `size`. Raises UserError as `decode`."""
+    shorter = round(size * 256 / 224)
+    image = decode_part(file, lambda h, w: (0, 0, h, w), (shorter, shorter))
+    H, W = image.shape[:2]
+    return resize(image, (max(shorter, shorter * H // W), max(shorter, shorter * W // H)))
 
 
 def load_batches(

@@ -43,6 +43,7 @@ import utils
 from utils import UserError, number
 
 PUBLISHED_EPOCHS, PUBLISHED_STEPS = 100, [30, 60, 90]
+TRAIN_CROPS = {'resized': data.train_view, 'plain': data.plain_train_view}
 # Top-1 error, single crop, per cent, of what has a layout and depth that is known: the releases, and torchvision's first weights.
 KNOWN_ERRORS = {
     ('folded', 18, 1): 30.4,
@@ -66,6 +67,7 @@ add('--finetune', action='store_true', help='replace the head of --student_param
 add = parser.add_argument_group('data').add_argument
 add('--imagenetpath', metavar='DIR', help='photographs: DIR/train/CLASS/* and DIR/val/CLASS/*')
 add('--image_size', default=224, type=number(int, 33, 1024), help='side of the crops in pixels; for testing the shorter side is made 256/224 of it (paper, and default: 224)')
+add('--train_crop', choices=list(TRAIN_CROPS), help='resized: 8 to 100 %% of the area at any place, shape 3:4 to 4:3, made --image_size; plain: shorter side made 256/224 of --image_size, then a crop at any place; both are flipped at random (paper: resized for ImageNet, plain for fine-tuning; default: plain with --finetune, else resized)')
 add('--check_images', action='store_true', help='decode every image before training, and list those that are broken')
 add('--skip_broken', action='store_true', help='put the next image of its class in place of a broken one, and count them in the log; else the first one stops the run')
 add = parser.add_argument_group('teacher').add_argument
@@ -104,9 +106,16 @@ def complete(opt):
         )
     if opt.epoch_step is None:
         opt.epoch_step = utils.scaled_steps(PUBLISHED_STEPS, PUBLISHED_EPOCHS, opt.epochs)
+    if opt.train_crop is None:
+        opt.train_crop = usual_crop(opt)
     if not opt.save:
         opt.save = os.path.join('logs', run_name(opt))
     return opt
+
+
+def usual_crop(opt):
+    """The paper's --train_crop: section 4.2 fine-tunes on crops of one scale."""
+    return 'plain' if opt.finetune else 'resized'
 
 
 def run_name(opt):
@@ -114,6 +123,7 @@ def run_name(opt):
     net = f'resnet-{opt.depth}-{opt.width:g}'
     parts = [Path(opt.imagenetpath).resolve().name, net, utils.without_suffix(opt.teacher_params)]
     said = {'depth', 'width', 'teacher_params'}
+    said |= {'train_crop'} if opt.train_crop == usual_crop(opt) else set()
     return utils.run_name(parts, opt, parser, said, PUBLISHED_STEPS, PUBLISHED_EPOCHS)
 
 
@@ -411,7 +421,7 @@ def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint
     transfer, rows, looked = epoch >= opt.at_start, [], start
 
     def view(file, i, out):
-        return data.train_view(file, opt.image_size, opt.seed, epoch, i, out)
+        return TRAIN_CROPS[opt.train_crop](file, opt.image_size, opt.seed, epoch, i, out)
 
     bar = tqdm(
         total=n,

@@ -844,6 +844,8 @@ MAY_DIFFER = {
     'imagenetpath',
 }
 NOT_OPTIONS_OF_A_RUN = {'resume', 'evaluate'}
+# What a run did that was begun before there was an option for it.
+BEFORE = {'train_crop': 'resized'}
 
 
 def run_options(opt) -> dict:
@@ -875,7 +877,8 @@ def find_checkpoint(opt, given: set, parser, default_save) -> tuple:
 
 def continue_options(opt, given: set, checkpoint: dict, parser) -> None:
     """Sets every option that was not given to that of the run in `checkpoint`. Raises UserError naming one that was given and differs."""
-    old = {k: v for k, v in checkpoint['options'].items() if k != 'save' and hasattr(opt, k)}
+    old = BEFORE | checkpoint['options']
+    old = {k: v for k, v in old.items() if k != 'save' and hasattr(opt, k)}
     for name, value in old.items():
         if not parser.takes(name, value):
             raise UserError(

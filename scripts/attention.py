@@ -1,6 +1,7 @@
 """Images beside the attention maps of one or more nets, as one picture: where each group of a net looks.
 
     python scripts/attention.py --weights logs/resnet_16_2_teacher logs/at_16_1_16_2       # test images of the runs' data set
+    python scripts/attention.py --weights logs/at_18_34                                    # val/ photographs, as imagenet.py tests on them
     python scripts/attention.py --weights model.hkl --images cat.jpg photographs/          # images of your own
     python scripts/attention.py --weights model.hkl --dataset folder --dataroot DIR --n 12 --save maps.png
 
@@ -33,10 +34,10 @@ parser = utils.Parser(__doc__)
 parser.add_argument('--weights', nargs='+', required=True, metavar='W', help='run folders, or weights files whose names tell the net')
 parser.add_argument('--labels', nargs='+', metavar='NAME', help="a name for each of them (default: the folder's or file's)")
 parser.add_argument('--images', nargs='+', metavar='PATH', help='image files, or folders of them')
-parser.add_argument('--dataset', choices=DATASETS, help='show its test images, each class in turn (default: the set that the first run was trained on, or shapes)')
-parser.add_argument('--dataroot', help="folder of the data set's files (default: that of the run, or .)")
+parser.add_argument('--dataset', choices=DATASETS, help='show its test images, each class in turn (default: the set or photographs that the first run was trained on, or shapes)')
+parser.add_argument('--dataroot', help="folder of the data set's files or photographs (default: that of the run, or .)")
 parser.add_argument('--n', default=6, type=number(int, 1, 100), help='number of images (default: 6)')
-parser.add_argument('--image_size', default=128, type=number(int, 8, 1024), help='larger images are shrunk until their longer side has so many pixels: 32 for CIFAR nets, 224 for others show most (default: 128)')
+parser.add_argument('--image_size', type=number(int, 8, 1024), help='larger images are shrunk until their longer side has so many pixels: 32 for CIFAR nets, 224 for others show most (default: 128); of the photographs of a run, the side of the crop (default: that of the run)')
 parser.add_argument('--save', default='attention.png', metavar='FILE.png', help='the picture (default: attention.png)')
 # fmt: on
 
@@ -53,16 +54,18 @@ def main(argv=None):
         raise UserError(f'--labels: {len(opt.labels)} names for {len(opt.weights)} --weights')
     labels = opt.labels or [Path(w).resolve().stem for w in opt.weights]
     nets = [(label, *resnet.load_net(w)) for label, w in zip(labels, opt.weights)]
+    run = nets[0][3][0] if nets[0][3] else {}
     if opt.images:
         images, classes = read_images(opt.images, opt.n), []
+    elif not opt.dataset and 'dataset' not in run and 'imagenetpath' in run:
+        images, classes = choose_photographs(opt, run)
     else:
-        run = nets[0][3][0] if nets[0][3] else {}
         dataset = opt.dataset or (run['dataset'] if run.get('dataset') in DATASETS else 'shapes')
         logged = run.get('dataroot') if isinstance(run.get('dataroot'), str) else None
         images, classes = choose_images(dataset, opt.dataroot or logged or '.', opt.n)
     rows = []
     for name, image in images:
-        image = shrink(image, opt.image_size)
+        image = shrink(image, opt.image_size or 128)
         rows.append(
             (
                 name,
@@ -100,10 +103,7 @@ def choose_images(dataset, dataroot, n):
     """(n test images, the first of each class in turn, each with its class; all the class names)."""
     if dataset == 'folder':
         _, test = data.scan_folder(dataroot)
-        turns = itertools.zip_longest(
-            *([(name, file) for file in files[:n]] for name, files in test.items())
-        )
-        chosen = [pair for turn in turns for pair in turn if pair][:n]
+        chosen = in_turn(test, n)
         return [
             (name, image)
             for (name, _), image in zip(chosen, data.decode_all([f for _, f in chosen]))
@@ -113,6 +113,36 @@ def choose_images(dataset, dataroot, n):
     members = [(test.labels == c).nonzero().flatten().tolist() for c in range(len(classes))]
     chosen = [i for turn in itertools.zip_longest(*members) for i in turn if i is not None][:n]
     return [(classes[test.labels[i]], test.images[i].numpy()) for i in chosen], classes
+
+
+def choose_photographs(opt, run):
+    """(n photographs of val/ of a run of imagenet.py, the first of each class in turn, each with its class; all the class names), in the
+    view that the run is tested on. Sets --image_size to its side where it was not given."""
+    root, run_folder = opt.dataroot or str(run['imagenetpath']), opt.weights[0]
+    if not opt.dataroot and not Path(root).is_dir():
+        raise UserError(
+            f'--weights {run_folder}: its photographs, {root}, are not there; give their folder, --dataroot, or --images'
+        )
+    opt.image_size = opt.image_size or run.get('image_size', 224)
+    if type(opt.image_size) is not int or not 8 <= opt.image_size <= 1024:
+        raise UserError(
+            f'--weights {run_folder}: its log has the impossible image_size {opt.image_size}; give --image_size'
+        )
+    option = '--dataroot' if opt.dataroot else f'--weights {run_folder}: its --imagenetpath'
+    _, val = data.scan_folder(root, option, ('val',))
+    chosen = in_turn(val, opt.n)
+    views = data.in_threads(
+        lambda pair: data.centre_view(pair[1], opt.image_size), chosen, 'decoding'
+    )
+    return [(name, view) for (name, _), view in zip(chosen, views)], list(val)
+
+
+def in_turn(folder, n):
+    """The first n of {class: files}, each class in turn: [(class, file)]."""
+    turns = itertools.zip_longest(
+        *([(name, file) for file in files[:n]] for name, files in folder.items())
+    )
+    return [pair for turn in turns for pair in turn if pair][:n]
 
 
 def shrink(image, longest):

@@ -5,6 +5,7 @@
     python scripts/benchmark.py --profile --only c,d     # and where a compiled step spends its time
     python scripts/benchmark.py --decode                 # how long reading a folder of 50,000 small images takes
     python scripts/benchmark.py --input DIR              # imagenet.py's decoding and cropping, beside torchvision's
+    python scripts/benchmark.py --memory --imagenetpath DIR --epochs 20        # whether imagenet.py's memory grows from epoch to epoch
 
     a  the loop as published in 2018: float32, contiguous tensors, eager; images pass one by one through torchvision in two
        loader workers; every step reads its losses back
@@ -26,13 +27,15 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 import cv2
 import numpy as np
@@ -59,6 +62,7 @@ VARIANTS = {
 TEACHER, STUDENT, BETA = (16, 2), (16, 1), 1e3
 CONVOLUTIONS = ('aten.convolution', 'aten.convolution_backward')
 PRODUCTS = ('aten.mm', 'aten.addmm')
+PHOTOGRAPHS = '--depth 18 --width 0.25 --image_size 112 --beta 1e+3'  # of --memory
 
 
 def variants(text):
@@ -84,6 +88,10 @@ parser.add_argument('--json', metavar='FILE', help='also write everything measur
 parser.add_argument('--profile', action='store_true', help='afterwards print where the time of b, c, d goes')
 parser.add_argument('--decode', action='store_true', help='instead: decode --images WebP files of 32x32 pixels, as --dataset folder does')
 parser.add_argument('--input', metavar='DIR', help='instead: the input pipeline of imagenet.py on the photographs in DIR, on one core')
+parser.add_argument('--memory', action='store_true', help='instead: the resident memory of imagenet.py, with attention transfer, after each epoch; Linux only')
+parser.add_argument('--imagenetpath', metavar='DIR', help='of --memory: the photographs DIR/train/CLASS/* and DIR/val/CLASS/*')
+parser.add_argument('--epochs', default=20, type=number(int, 20), help='of --memory: epochs that are looked at, 20 or more (default: 20)')
+parser.add_argument('--options', default='', help='of --memory: further options of imagenet.py, in one string')
 # fmt: on
 
 
@@ -519,18 +527,88 @@ def input_pipeline(opt):
         )
 
 
+# ---------------------------------------------------------------- memory over epochs
+
+
+def memory(opt):
+    """Resident memory of imagenet.py, a student with attention transfer from a ResNet-34, at the end of each epoch, and whether it
+    grows. Returns the bytes of each."""
+    train, _ = data.scan_folder(opt.imagenetpath, '--imagenetpath', ('val',))
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = Path(folder) / 'teacher.hkl'
+        torch.manual_seed(0)
+        utils.save_params(teacher, resnet.resnet(34, 0.25, len(train))[1])
+        # One epoch more, so that the process is still there when the last one is looked at.
+        words = f'{PHOTOGRAPHS} --epochs {opt.epochs + 1} --batch_size {opt.batch_size} --nthread {opt.nthread} --device {opt.device}'
+        words = [*words.split(), '--imagenetpath', opt.imagenetpath, *opt.options.split()]
+        words += ['--teacher_params', str(teacher), '--save', str(Path(folder) / 'run')]
+        sizes = watch([sys.executable, str(ROOT / 'imagenet.py'), *words], opt.epochs)
+    early, middle, late = (v / 1e6 for v in medians(sizes))
+    print(
+        f'medians of five epochs: {early:.1f} MB from the third on, {middle:.1f} MB from the middle on, {late:.1f} MB at the end; '
+        f'{late - middle:+.1f} MB in the second half: it {"grows" if grows(sizes) else "does not grow"}'
+    )
+    return sizes
+
+
+def watch(words, epochs):
+    """[bytes] that the process of a training command holds after each of its first epochs; then it is killed."""
+    sizes = []
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as run:
+        try:
+            while len(sizes) < epochs and (line := run.stdout.readline()):
+                if line.startswith('epoch '):
+                    sizes.append(resident(run.pid))
+                    print(f'epoch {len(sizes):<4}{sizes[-1] / 1e6:8.1f} MB', flush=True)
+        finally:
+            run.kill()
+    if len(sizes) < epochs:
+        raise UserError('imagenet.py ended early; its error is above', status=1)
+    return sizes
+
+
+def resident(pid):
+    """Bytes of memory that a process holds, VmRSS; 0 of one that has ended and waits to be looked after."""
+    lines = Path(f'/proc/{pid}/status').read_text().splitlines()
+    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith('VmRSS:')]
+    return sum(sizes)
+
+
+def grows(sizes):
+    """Whether memory is more than 0.5 % larger at the end than in the middle: freed memory is kept, and now and then a step finds it in
+    pieces and takes more, so that a run has its full size only after some epochs."""
+    _, middle, late = medians(sizes)
+    return late > 1.005 * middle
+
+
+def medians(sizes):
+    """Medians of `sizes` [epochs] over the third to seventh epoch, the first five of the second half, and the last five."""
+    half = len(sizes) // 2
+    parts = sizes[2:7], sizes[half : half + 5], sizes[-5:]
+    return [statistics.median(part) for part in parts]
+
+
 def main(argv=None):
     opt, _ = parser.parse(argv)
     if opt.steps * opt.batch_size > opt.images:
         raise UserError(
             f'--images {opt.images}: a turn takes {opt.steps} steps of {opt.batch_size} images'
         )
+    if opt.memory and not opt.imagenetpath:
+        raise UserError('--memory: give the photographs to train on, --imagenetpath')
+    if opt.memory and not os.path.isdir('/proc/self'):
+        raise UserError('--memory: there is no /proc on this system to read it from')
     if opt.json:
         utils.check_writable(Path(opt.json).absolute().parent, '--json')
     device, _ = utils.choose_device(cifar_options(opt, 'float'))
     print(machine())
     if opt.decode or opt.input:
         return decode(opt) if opt.decode else input_pipeline(opt)
+    if opt.memory:
+        record = {'machine': machine(), 'options': vars(opt), 'resident_bytes': memory(opt)}
+        if opt.json:
+            utils.write_text(opt.json, json.dumps(record, indent=1) + '\n')
+        return None
     if {'c', 'd'} & set(opt.only) and not utils.compiler_works(device):
         opt.only = [name for name in opt.only if name not in 'cd']
     with (

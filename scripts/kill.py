@@ -1,15 +1,19 @@
 """Kills a student's training at random moments, resumes it each time, and compares it with a run that was left alone.
 
-    python scripts/kill.py --kills 50                                             # float32, eager, on drawn shapes
+    python scripts/kill.py --kills 50                                             # cifar.py, float32, eager, on drawn shapes
     python scripts/kill.py --kills 10 --options "--dtype bfloat16 --compile"
+    python scripts/kill.py --kills 20 --imagenetpath DIR                          # imagenet.py on photographs, killed inside epochs
     python scripts/kill.py --full_disk                                            # on a small tmpfs that fills up; needs root, Linux
 
-The student learns by attention transfer and distillation. Says how many kills it took and whether model.hkl and every line of
-log.txt, measured times aside, are the same; exit status 1 if not.
+The student learns by attention transfer and distillation. Says where the checkpoint stood at each kill, how many kills it took, and
+whether model.hkl and every line of log.txt, measured times aside, are the same; exit status 1 if not. A checkpoint at 3+17 holds
+3 epochs and 17 steps of the fourth.
 """
 
 import random
 import shutil
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,83 +22,115 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import data
 import utils
 from utils import UserError, number
 
-NET = '--dataset shapes --depth 10 --width 0.25 --batch_size 512 --resume'
+SHAPES = '--dataset shapes --depth 10 --width 0.25 --batch_size 512 --resume'
+# A checkpoint every 0.3 s: several inside an epoch of a thousand photographs.
+PHOTOGRAPHS = (
+    '--depth 18 --width 0.125 --image_size 64 --batch_size 32 --checkpoint_minutes 0.005 --resume'
+)
 
 parser = utils.Parser(__doc__)
 # fmt: off
+parser.add_argument('--imagenetpath', metavar='DIR', help='kill imagenet.py, on the photographs DIR/train/CLASS/* and DIR/val/CLASS/* (default: cifar.py, on drawn shapes)')
 parser.add_argument('--kills', default=50, type=number(int, 1), help='how often to kill (default: 50)')
 parser.add_argument('--epochs', default=40, type=number(int, 1), help='length of a run; where it ends before the kills do, another begins (default: 40)')
 parser.add_argument('--seed', default=0, type=number(int, 0), help='of the random moments (default: 0)')
-parser.add_argument('--options', default='', help='further options of cifar.py, in one string')
-parser.add_argument('--full_disk', action='store_true', help='fill the disk instead of killing')
+parser.add_argument('--options', default='', help='further options of the script that is killed, in one string')
+parser.add_argument('--full_disk', action='store_true', help='fill the disk of cifar.py instead of killing')
 # fmt: on
 
 
 def main(argv=None):
     opt, _ = parser.parse(argv)
+    if opt.imagenetpath and opt.full_disk:
+        raise UserError('--full_disk and --imagenetpath: give one of them')
+    if opt.imagenetpath:
+        data.scan_folder(opt.imagenetpath, '--imagenetpath', ('val',))
     with tempfile.TemporaryDirectory() as folder:
         (full_disk if opt.full_disk else kill_and_compare)(Path(folder), opt)
 
 
-def command(folder, name, epochs, options=''):
-    """cifar.py with the run folder folder/name; all but the teacher learn from it."""
-    words = f'{NET} --epochs {epochs} {options}'.split() + ['--save', str(folder / name)]
+def command(opt, folder, name, epochs):
+    """The training in the run folder folder/name; all but the teacher have --options and learn from it."""
+    if opt.imagenetpath:
+        script, teacher = 'imagenet.py', '--teacher_params'
+        words = ['--imagenetpath', opt.imagenetpath, *PHOTOGRAPHS.split()]
+    else:
+        script, teacher, words = 'cifar.py', '--teacher_id', SHAPES.split()
+    words += ['--epochs', str(epochs), '--save', str(folder / name)]
     if name != 'teacher':
-        words += ['--teacher_id', str(folder / 'teacher'), '--alpha', '0.5', '--beta', '100']
-    return [sys.executable, str(ROOT / 'cifar.py'), *words]
+        words += [teacher, str(folder / 'teacher'), '--alpha', '0.5', '--beta', '100']
+        words += opt.options.split()
+    return [sys.executable, str(ROOT / script), *words]
 
 
-def train(*arguments):
-    done = subprocess.run(command(*arguments), check=False, capture_output=True, text=True)
+def train(opt, *arguments):
+    words = command(opt, *arguments)
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f'a run that was left alone failed: {done.stderr}', status=1)
 
 
 def kill_and_compare(folder, opt):
-    train(folder, 'teacher', 1)
-    start = timed(train, folder, 'warm_up', 1, opt.options)
-    epoch = timed(train, folder, 'whole', opt.epochs, opt.options) / opt.epochs
-    rng, kills, runs = random.Random(opt.seed), 0, 0
+    train(opt, folder, 'teacher', 1)
+    start, epoch = time_whole(folder, opt)
+    rng, kills, runs, inside = random.Random(opt.seed), 0, 0, 0
     while kills < opt.kills:
-        done_at, runs = [], runs + 1  # the epochs that were done at each kill
-        words = command(folder, 'killed', opt.epochs, opt.options)
+        stood, runs = [], runs + 1  # where the checkpoint stood at each kill
+        words = command(opt, folder, 'killed', opt.epochs)
         while kills < opt.kills and kill_once(words, rng, start, epoch):
-            log = folder / 'killed' / 'log.txt'
-            done_at.append(len(log.read_text().splitlines()) if log.exists() else 0)
+            stood.append(progress(folder / 'killed'))
             kills += 1
-        train(folder, 'killed', opt.epochs, opt.options)
+        train(opt, folder, 'killed', opt.epochs)
         compare(folder / 'whole', folder / 'killed')
+        places = ', '.join(f'{epoch}+{step}' for epoch, step in stood)
         print(
-            f'run {runs}: killed {len(done_at)} times, after epochs {done_at}: the same bits',
+            f'run {runs}: killed {len(stood)} times, its checkpoint at epoch+step {places or "-"}: the same bits',
             flush=True,
         )
+        inside += sum(step > 0 for _, step in stood)
         shutil.rmtree(folder / 'killed')
-    print(f'{kills} kills in {runs} runs of {opt.epochs} epochs, none lost')
+    where = f', {inside} resumed inside an epoch' if opt.imagenetpath else ''
+    print(f'{kills} kills in {runs} runs of {opt.epochs} epochs{where}, none lost')
 
 
-def timed(f, *arguments):
+def time_whole(folder, opt):
+    """(seconds before its first epoch, seconds of an epoch) of the run that is left alone, folder/whole, which is trained here."""
     began = time.time()
-    f(*arguments)
-    return time.time() - began
+    train(opt, folder, 'whole', opt.epochs)
+    took = time.time() - began
+    records = utils.read_log(folder / 'whole' / 'log.txt')
+    epoch = statistics.median(r['train_time'] + r['test_time'] for r in records)
+    return max(0, took - opt.epochs * epoch), epoch
 
 
 def kill_once(words, rng, start, epoch):
     """Runs a command and kills it in its start, or in one of the epochs after the first few lines that it prints. False where it
     had ended by itself."""
     run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    wanted, seen = rng.randrange(5), 0
-    while seen < wanted and (line := run.stdout.readline()):
-        seen += line.startswith('epoch ')
-    time.sleep(rng.uniform(0, 2 * epoch if wanted else start))
-    ended = run.poll() is not None
-    run.kill()
-    status = run.wait()
-    if ended and status:
+    try:
+        wanted, seen = rng.randrange(5), 0
+        while seen < wanted and (line := run.stdout.readline()):
+            seen += line.startswith('epoch ')
+        time.sleep(rng.uniform(0, 2 * epoch if wanted else start))
+    finally:
+        run.kill()
+        status = run.wait()
+        run.stdout.close()
+    if status not in (0, -signal.SIGKILL):
         raise UserError(f'a resumed run failed by itself, status {status}', status=1)
-    return not ended
+    return status != 0
+
+
+def progress(run):
+    """(epochs, steps of the next one) that are done in the checkpoint of a run folder; (0, 0) before there is one."""
+    if not (run / 'checkpoint.pt').exists():
+        return 0, 0
+    checkpoint = utils.load_checkpoint(run)
+    return checkpoint['epoch'], checkpoint['step']
 
 
 def compare(whole, killed):
@@ -119,19 +155,19 @@ def full_disk(folder, opt):
         raise UserError('--full_disk: cannot mount a tmpfs; it needs root, and Linux')
     try:
         run = disk / 'run'
-        train(folder, 'teacher', 1)
+        train(opt, folder, 'teacher', 1)
         shutil.move(folder / 'teacher', disk)
-        train(disk, 'run', 1, opt.options)
+        train(opt, disk, 'run', 1)
         (disk / 'ballast').write_bytes(bytes(max(0, shutil.disk_usage(disk).free - 4096)))
         before = {f.name: f.read_bytes() for f in run.iterdir()}
-        words = command(disk, 'run', 3, opt.options)
+        words = command(opt, disk, 'run', 3)
         failed = subprocess.run(words, check=False, capture_output=True, text=True)
         kept = before == {f.name: f.read_bytes() for f in run.iterdir()}
         print(
             f'full: exit status {failed.returncode}, {failed.stderr.strip()!r}; the run folder is {"kept" if kept else "CHANGED"}'
         )
         (disk / 'ballast').unlink()
-        train(disk, 'run', 3, opt.options)
+        train(opt, disk, 'run', 3)
         epochs = len(utils.read_log(run / 'log.txt'))
         print(f'with room again: {epochs} epochs done')
         if failed.returncode != 1 or not kept or epochs != 3:

@@ -666,6 +666,46 @@ def test_views_are_those_of_pil(size, tmp_path):
     assert np.abs(data.centre_view(file, 224) - expected).mean() < (2.5 if shorter >= 512 else 0.3)
 
 
+@pytest.mark.parametrize('size', [(500, 375), (90, 300), (1500, 1100), (256, 256)])
+def test_plain_crops_are_those_of_torchvision(size, tmp_path):
+    """Resize(256), crop and flip of the same file by PIL, also where it was decoded at a half or a quarter."""
+    file = tmp_path / 'a.jpg'
+    file.write_bytes(jpeg_of(photograph(*size)))
+    resized = TF.resize(Image.open(file).convert('RGB'), 256)
+    for i in range(6):
+        down, right, flip = data.uniforms(3, 0, 1, i)
+        top, left = int(down * (resized.height - 223)), int(right * (resized.width - 223))
+        expected = TF.crop(resized, top, left, 224, 224)
+        expected = np.asarray(TF.hflip(expected) if flip < 0.5 else expected).astype(int)
+        ours = data.plain_train_view(file, 224, 0, 1, i)
+        assert np.abs(ours - expected).mean() < (2.5 if min(size) >= 512 else 0.3), i
+        out = np.empty_like(ours)
+        assert np.array_equal(data.plain_train_view(file, 224, 0, 1, i, out), ours)
+        assert np.array_equal(out, ours)
+
+
+def test_plain_crops_lie_anywhere_and_are_a_function_of_seed_epoch_and_sample(tmp_path):
+    """On an image that tells where each pixel is from: no resizing, as its shorter side is 64 = 56 * 256 / 224."""
+    y, x = np.mgrid[:64, :80].astype(np.uint8)
+    file = tmp_path / 'a.png'
+    cv2.imwrite(str(file), np.dstack([0 * x, x, y]))
+    views = [data.plain_train_view(file, 56, 3, 1, i).astype(int) for i in range(3000)]
+    tops, lefts = (np.array([v[..., c].min() for v in views]) for c in (0, 1))
+    flips = np.array([v[0, 0, 1] > v[0, -1, 1] for v in views])
+    for view, top, left, flip in zip(views, tops, lefts, flips):
+        cut = np.dstack([y, x, 0 * x])[top : top + 56, left : left + 56]
+        assert np.array_equal(view, cut[:, ::-1] if flip else cut)
+    # Each of 9 x 25 places and both directions equally often: chi-square, its mean plus 5 standard deviations.
+    for drawn, n in (tops, 9), (lefts, 25), (flips.astype(int), 2):
+        counts = np.bincount(drawn, minlength=n)
+        chi = ((counts - 3000 / n) ** 2).sum() * n / 3000
+        assert len(counts) == n and chi < n - 1 + 5 * math.sqrt(2 * (n - 1))
+    assert np.abs(np.corrcoef([tops, lefts, flips]) - np.eye(3)).max() < 0.08
+    again = [data.plain_train_view(file, 56, *key) for key in ((3, 1, 7), (4, 1, 7), (3, 2, 7))]
+    assert np.array_equal(again[0], views[7])
+    assert not any(np.array_equal(view, views[7]) for view in again[1:])
+
+
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('order', ['little', 'big'])
 def test_photographs_are_turned_as_exif_says(orientation, order, tmp_path):

@@ -227,6 +227,37 @@ def test_fine_tuning_has_a_new_head_and_leaves_batch_norm_and_the_first_group_al
     assert utils.read_log(home / 'logs/tuned/log.txt')[0]['n_parameters'] == n
 
 
+def test_fine_tuning_takes_plain_crops_and_older_runs_go_on_as_they_began(
+    home, monkeypatch, capsys
+):
+    utils.save_params(home / 'small.hkl', resnet.resnet(18, 0.25, 3)[1])
+    tune = ['--student_params', 'small.hkl', '--finetune', '--epoch_step', '[9]', '--lr', '1e-3']
+
+    def tuned(name, *options):
+        assert run(home, *tune, '--save', f'logs/{name}', *options, monkeypatch=monkeypatch) == 0
+        return log_of(home / f'logs/{name}', ('save', 'epochs'))
+
+    plain, same = (
+        tuned('plain', '--epochs', 1),
+        tuned('same', '--epochs', 1, '--train_crop', 'plain'),
+    )
+    resized = tuned('resized', '--epochs', 2, '--train_crop', 'resized')
+    assert plain == same and plain[0]['train_crop'] == 'plain'
+    assert plain[0]['train_loss'] != resized[0]['train_loss']
+    assert run(home, '--epochs', 0, '--save', 'logs/new', monkeypatch=monkeypatch) == 0
+    assert log_of(home / 'logs/new')[0]['train_crop'] == 'resized'
+
+    tuned('older', '--epochs', 1, '--train_crop', 'resized')
+    checkpoint = utils.load_checkpoint(home / 'logs/older')
+    del checkpoint['options']['train_crop']
+    utils.save_checkpoint(home / 'logs/older', checkpoint)
+    more = ['--epochs', 2, '--resume']
+    other = [*tune, '--save', 'logs/older', *more, '--train_crop', 'plain']
+    assert run(home, *other, monkeypatch=monkeypatch) == 2
+    assert '--train_crop plain differs' in capsys.readouterr().err
+    assert tuned('older', *more) == resized
+
+
 def test_a_student_may_start_from_weights(home, monkeypatch, capsys):
     _, source = torchvision_net(18, num_classes=3)
     utils.save_params(home / 'three.hkl', source)
@@ -470,7 +501,7 @@ def test_a_mistake_is_one_line_that_names_it(home, options, named, monkeypatch, 
 
 @pytest.mark.parametrize('parser', [cifar.parser, imagenet.parser], ids=['cifar.py', 'imagenet.py'])
 def test_whatever_an_option_takes_a_checkpoint_may_hold(parser):
-    samples = ['3', '64', '0.25', '[2,5]', '1,3', 'bfloat16', 'shapes', 'cpu', 'a/b.hkl']
+    samples = ['3', '64', '0.25', '[2,5]', '1,3', 'bfloat16', 'shapes', 'plain', 'cpu', 'a/b.hkl']
     for action in parser._actions:
         if action.dest in ('help', 'resume', 'evaluate'):
             continue
@@ -611,3 +642,4 @@ def test_the_published_command_parses():
         1e-4,
     )
     assert opt.at_groups == [0, 1, 2, 3] and opt.at_start == 1 and opt.beta == 1000
+    assert opt.train_crop == 'resized'

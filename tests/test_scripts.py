@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import data
 import resnet
@@ -19,6 +21,7 @@ import utils
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))
 import attention
+import kill
 import plot
 
 
@@ -56,6 +59,19 @@ def make_folder_set(root, n=4):
             for i in range(n):
                 image = rng.integers(low, low + 100, (32, 32, 3), np.uint8)
                 cv2.imwrite(str(root / split / name / f'{i}.png'), image)
+    return root
+
+
+def make_photographs(root, train=1, val=2):
+    """root/train and root/val with two classes of JPEGs of many sizes: dark and light clouds."""
+    rng = np.random.default_rng(0)
+    for split, n in ('train', train), ('val', val):
+        for name, low in ('dark', 0), ('light', 130):
+            (root / split / name).mkdir(parents=True)
+            for i in range(n):
+                clouds = rng.integers(low, low + 125, (5, 7, 3), np.uint8)
+                image = cv2.resize(clouds, rng.integers(60, 150, 2), interpolation=cv2.INTER_CUBIC)
+                cv2.imwrite(str(root / split / name / f'{i}.jpg'), image)
     return root
 
 
@@ -234,6 +250,34 @@ def test_attention_on_a_folder_set(nets, tmp_path):
     picture(tmp_path / 'maps.png')
 
 
+def test_attention_of_a_run_on_photographs_shows_what_it_is_tested_on(tmp_path, capsys):
+    root, run, save = make_photographs(tmp_path / 'set'), tmp_path / 'run', tmp_path / 'maps.png'
+    run.mkdir()
+    utils.save_params(run / 'model.hkl', resnet.resnet(18, 0.25, 2)[1])
+    record = {'depth': 18, 'width': 0.25, 'imagenetpath': str(root), 'image_size': 56}
+    (run / 'log.txt').write_text(utils.json_stats(record | {'classes': ['dark', 'light']}) + '\n')
+    options = ['--weights', str(run), '--n', '3', '--save', str(save)]
+    images, classes = attention.choose_photographs(attention.parser.parse(options)[0], record)
+    assert classes == ['dark', 'light'] and [c for c, _ in images] == ['dark', 'light', 'dark']
+    for (_, image), file in zip(images, ('dark/0.jpg', 'light/0.jpg', 'dark/1.jpg')):
+        whole = Image.open(root / 'val' / file).convert(
+            'RGB'
+        )  # to 64 = 56 * 256 / 224, then the centre
+        size = [64 * side // min(whole.size) for side in whole.size]
+        left, top = (round((side - 56) / 2) for side in size)
+        view = whole.resize(size, Image.BILINEAR).crop((left, top, left + 56, top + 56))
+        assert np.abs(image - np.asarray(view).astype(int)).mean() < 1
+
+    attention.main(options)
+    shown = picture(save)
+    root.rename(tmp_path / 'moved')
+    gone = refused(attention.main, options, capsys)
+    assert str(root) in gone and str(run) in gone and '--dataroot' in gone
+    save.unlink()
+    attention.main([*options, '--dataroot', str(tmp_path / 'moved')])
+    assert np.array_equal(picture(save), shown)
+
+
 def test_an_answer_is_right_or_wrong_only_where_the_class_is_known(nets, tmp_path):
     assert attention.verdict('cat.jpg', 'cat', []) == 'black'
     assert attention.verdict('cat', 'cat', ['cat', 'dog']) != attention.verdict(
@@ -278,6 +322,62 @@ def test_attention_refuses_in_one_line(nets, tmp_path, capsys):
         attention.main, [*weights, '--images', tmp_path, '--dataset', 'shapes', *save], capsys
     )
     assert not (tmp_path / 'x.png').exists()
+
+
+# ---------------------------------------------------------------- kill.py
+
+
+def test_imagenet_killed_at_random_goes_on_to_the_same_bits(tmp_path):
+    root = make_photographs(tmp_path / 'set', train=12)
+    options = '--image_size 33 --batch_size 4 --checkpoint_minutes 1e-6 --nthread 1'
+    words = ['--imagenetpath', root, '--kills', '1', '--epochs', '6', '--options', options]
+    done = subprocess.run(
+        [sys.executable, ROOT / 'scripts' / 'kill.py', *words],
+        check=False,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    *runs, total = done.stdout.splitlines()
+    places = [
+        (int(epoch), int(step))
+        for line in runs
+        for epoch, step in re.findall(r'(\d+)\+(\d+)', line.removeprefix('run '))
+    ]
+    assert len(places) == 1 and all(line.endswith(': the same bits') for line in runs)
+    assert all(epoch <= 6 and step <= 6 for epoch, step in places)  # 24 images are 6 steps
+    inside = sum(step > 0 for _, step in places)
+    assert (
+        total
+        == f'1 kills in {len(runs)} runs of 6 epochs, {inside} resumed inside an epoch, none lost'
+    )
+
+
+def test_kills_that_lost_something_are_told(tmp_path):
+    whole = make_run(tmp_path / 'whole')
+    for name in 'killed', 'other_log', 'other_weights':
+        shutil.copytree(whole, tmp_path / name)
+    log = (whole / 'log.txt').read_text()
+    (tmp_path / 'killed/log.txt').write_text(log.replace('"train_time": 30.0', '"train_time": 9.0'))
+    kill.compare(whole, tmp_path / 'killed')
+    (tmp_path / 'other_log/log.txt').write_text(
+        log.replace('"train_acc": 56.0', '"train_acc": 56.1')
+    )
+    params = utils.load_params(whole / 'model.hkl')
+    params['fc.bias'][0] += 1e-7
+    utils.save_params(tmp_path / 'other_weights/model.hkl', params)
+    for name in 'other_log', 'other_weights':
+        with pytest.raises(utils.UserError, match='differs') as told:
+            kill.compare(whole, tmp_path / name)
+        assert told.value.status == 1
+
+
+def test_kill_refuses_in_one_line(tmp_path, capsys):
+    nowhere = ['--imagenetpath', tmp_path / 'nowhere']
+    assert 'nowhere' in refused(kill.main, nowhere, capsys)
+    assert '--full_disk' in refused(kill.main, [*nowhere, '--full_disk'], capsys)
+    assert '--kills' in refused(kill.main, ['--kills', '0'], capsys)
 
 
 # ---------------------------------------------------------------- quickstart.sh
