@@ -501,7 +501,8 @@ def test_a_mistake_is_one_line_that_names_it(home, options, named, monkeypatch, 
 
 @pytest.mark.parametrize('parser', [cifar.parser, imagenet.parser], ids=['cifar.py', 'imagenet.py'])
 def test_whatever_an_option_takes_a_checkpoint_may_hold(parser):
-    samples = ['3', '64', '0.25', '[2,5]', '1,3', 'bfloat16', 'shapes', 'plain', 'cpu', 'a/b.hkl']
+    samples = ['3', '64', '0.25', '[2,5]', '1,3', '0,2', 'bfloat16', 'shapes', 'plain', 'cpu']
+    samples += ['a/b.hkl', 'nin', 'factt', 'max', 'linear']
     for action in parser._actions:
         if action.dest in ('help', 'resume', 'evaluate'):
             continue
