@@ -595,6 +595,20 @@ def json_stats(record: dict) -> str:
     return f'json_stats: {json.dumps(record, allow_nan=False)}'
 
 
+def markdown(rows: list) -> str:
+    """A table of Markdown from lists of strings, the first of them the heads; aligned, all columns but the first to the right."""
+    rows = [[cell.replace('|', r'\|') for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        ' | '.join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths)))
+        for row in rows
+    ]
+    rule = '|'.join('-' * (w + 1) + (':' if i else '-') for i, w in enumerate(widths))
+    return '\n'.join(
+        f'|{line}|' for line in (f' {lines[0]} ', rule, *(f' {v} ' for v in lines[1:]))
+    )
+
+
 def class_names(records: list) -> list:
     """The class names that a log tells, [] where it does not."""
     names = records[0].get('classes') if records else None

@@ -1,17 +1,25 @@
-"""Images beside the attention maps of one or more nets, as one picture: where each group of a net looks.
+"""Where each group of a net looks: images beside the attention maps of one or more nets, as one picture; or, in numbers, how far the
+maps of nets are from those of their teacher.
 
     python scripts/attention.py --weights logs/resnet_16_2_teacher logs/at_16_1_16_2       # test images of the runs' data set
     python scripts/attention.py --weights logs/at_18_34                                    # val/ photographs, as imagenet.py tests on them
     python scripts/attention.py --weights model.hkl --images cat.jpg photographs/          # images of your own
     python scripts/attention.py --weights model.hkl --dataset folder --dataroot DIR --n 12 --save maps.png
+    python scripts/attention.py --weights logs/teacher logs/student logs/at --layout rows --gradient     # a row a net
+    python scripts/attention.py --weights logs/teacher --layout rows --maps all                          # a row a mapping function
+    python scripts/attention.py --agreement --weights logs/teacher logs/student logs/at                  # a table, on all test images
 
-A map is utils.at of a group's output (the squared sum over channels), enlarged to the image and laid over it in colour, from
-blue, its smallest value, to red, its largest. Beneath the maps of a net stands what it takes the image for.
+A map is utils.at of a group's output (--maps; the sum over channels of |A|^2 where it is not given), enlarged to the image and laid over it in colour, from
+blue, its smallest value, to red, its largest. Gradient attention (--gradient) is the derivative of the cross-entropy for the image's class by
+the image; where that class is not known, or none of the net's, for the class that the net takes it for. Beside or beneath the maps of
+a net stands what it takes the image for.
 """
 
 import itertools
 import sys
+import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import matplotlib
@@ -20,6 +28,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
@@ -28,6 +37,13 @@ import utils
 from utils import UserError, number
 
 DATASETS = ['CIFAR10', 'CIFAR100', 'folder', 'shapes']
+# The mapping functions of the paper's Table 2: how they are written, and the arguments of utils.at.
+MAPS = {
+    'sum1': ('sum |A|', {'p': 1}),
+    'sum2': ('sum |A|²', {'p': 2}),
+    'sum4': ('sum |A|⁴', {'p': 4}),
+    'max': ('max |A|', {'p': 1, 'map': 'max'}),
+}
 
 parser = utils.Parser(__doc__)
 # fmt: off
@@ -38,49 +54,109 @@ parser.add_argument('--dataset', choices=DATASETS, help='show its test images, e
 parser.add_argument('--dataroot', help="folder of the data set's files or photographs (default: that of the run, or .)")
 parser.add_argument('--n', default=6, type=number(int, 1, 100), help='number of images (default: 6)')
 parser.add_argument('--image_size', type=number(int, 8, 1024), help='larger images are shrunk until their longer side has so many pixels: 32 for CIFAR nets, 224 for others show most (default: 128); of the photographs of a run, the side of the crop (default: that of the run)')
-parser.add_argument('--save', default='attention.png', metavar='FILE.png', help='the picture (default: attention.png)')
+parser.add_argument('--maps', nargs='+', default=['sum2'], choices=[*MAPS, 'all'], help='mapping functions over the channels: sum |A|, sum |A|^2, sum |A|^4, max |A| (paper, and default: sum2)')
+parser.add_argument('--gradient', action='store_true', help='show gradient attention too: |d loss / d image|, the largest over the colour channels; the highest 1 %% of it all in red')
+parser.add_argument('--layout', default='columns', choices=['columns', 'rows'], help='columns: a row an image, nets side by side; rows: nets beneath each other, a column a group (default: columns)')
+parser.add_argument('--agreement', action='store_true', help="no picture, but a table: on all test images, how far each net's maps are from those of the first of --weights, its teacher, where the net's answer is right and where it is wrong")
+parser.add_argument('--save', metavar='FILE', help='the picture, .png (default: attention.png); with --agreement the table as Markdown, .md (default: it is printed only)')
 # fmt: on
 
 
+class Net(NamedTuple):
+    label: str
+    f: object
+    params: dict
+    records: list  # lines of its log, [] of a weights file
+
+    def logits_and_groups(self, images):
+        """(logits [B, K], groups) of uint8 images [B, H, W, 3], in float32."""
+        return self.f(self.normalize(images), self.params, False)
+
+    def normalize(self, images):
+        """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], as the net was trained."""
+        statistics = () if self.is_small() else (data.IMAGENET_MEAN, data.IMAGENET_STD)
+        return data.normalize(images, *statistics)
+
+    def is_small(self):
+        """Whether the net is one of cifar.py's, for small images."""
+        return resnet.layout(self.params) in ('wrn', 'nin')
+
+
 def main(argv=None):
-    opt, _ = parser.parse(argv)
-    save = Path(opt.save)
-    if save.suffix != '.png':
-        raise UserError(f'--save {save}: must end in .png')
-    utils.check_writable(save.parent)
-    if opt.images and (opt.dataset or opt.dataroot):
-        raise UserError('--images and --dataset: give one of them')
-    if opt.labels and len(opt.labels) != len(opt.weights):
-        raise UserError(f'--labels: {len(opt.labels)} names for {len(opt.weights)} --weights')
+    opt, given = parser.parse(argv)
+    maps = list(MAPS) if 'all' in opt.maps else list(dict.fromkeys(opt.maps))
+    check_options(opt, given, maps)
     labels = opt.labels or [Path(w).resolve().stem for w in opt.weights]
-    nets = [(label, *resnet.load_net(w)) for label, w in zip(labels, opt.weights)]
-    run = nets[0][3][0] if nets[0][3] else {}
-    if opt.images:
-        images, classes = read_images(opt.images, opt.n), []
-    elif not opt.dataset and 'dataset' not in run and 'imagenetpath' in run:
-        images, classes = choose_photographs(opt, run)
-    else:
-        dataset = opt.dataset or (run['dataset'] if run.get('dataset') in DATASETS else 'shapes')
-        logged = run.get('dataroot') if isinstance(run.get('dataroot'), str) else None
-        images, classes = choose_images(dataset, opt.dataroot or logged or '.', opt.n)
+    nets = [Net(label, *resnet.load_net(w)) for label, w in zip(labels, opt.weights)]
+    if opt.agreement:
+        return tell_agreement(opt, nets, maps[0])
+    images, classes = find_images(opt, nets)
     rows = []
     for name, image in images:
         image = shrink(image, opt.image_size or 128)
-        rows.append(
-            (
-                name,
-                image,
-                [look(image, f, params, records, classes) for _, f, params, records in nets],
-            )
-        )
+        seen = [look(image, net, maps, opt.gradient, name, classes) for net in nets]
+        rows.append((name, image, [strip for net, s in zip(nets, seen) for strip in s]))
+    save = Path(opt.save or 'attention.png')
     save.parent.mkdir(parents=True, exist_ok=True)
-    figure = draw(rows, labels, classes)
+    figure = {'columns': draw_columns, 'rows': draw_rows}[opt.layout](rows, classes)
     utils.write_atomically(save, lambda file: figure.savefig(file, format='png'))
     plt.close(figure)
     print(f'wrote {save}')
 
 
+def check_options(opt, given, maps):
+    """Raises UserError where options contradict each other, or --save cannot be written."""
+    if opt.agreement:
+        if pointless := sorted(given & {'images', 'n', 'gradient', 'layout'}):
+            raise UserError(
+                f'--agreement: is a table on all test images; leave --{pointless[0]} out'
+            )
+        if len(opt.weights) < 2:
+            raise UserError('--agreement: give a teacher and at least one other net to --weights')
+        if len(maps) > 1:
+            raise UserError('--agreement: give one of --maps')
+    suffix = '.md' if opt.agreement else '.png'
+    if opt.save:
+        if Path(opt.save).suffix != suffix:
+            raise UserError(f'--save {opt.save}: must end in {suffix}')
+        utils.check_writable(Path(opt.save).parent)
+    elif not opt.agreement:
+        utils.check_writable('.')
+    if opt.images and (opt.dataset or opt.dataroot):
+        raise UserError('--images and --dataset: give one of them')
+    if opt.labels and len(opt.labels) != len(opt.weights):
+        raise UserError(f'--labels: {len(opt.labels)} names for {len(opt.weights)} --weights')
+
+
 # ---------------------------------------------------------------- images: [(what is known of it, uint8 [H, W, 3] RGB)]
+
+
+def find_images(opt, nets):
+    """(the images to show, their names: classes where they are known; all the class names, [] where they are not known)."""
+    if opt.images:
+        return read_images(opt.images, opt.n), []
+    if shows_photographs(opt, nets):
+        return choose_photographs(opt, first_record(nets))
+    return choose_images(*choose_set(opt, nets), opt.n)
+
+
+def first_record(nets):
+    """The first line of the first net's log, {} of a weights file."""
+    return nets[0].records[0] if nets[0].records else {}
+
+
+def shows_photographs(opt, nets):
+    """Whether the test images are the val/ photographs of the first net's own run."""
+    run = first_record(nets)
+    return not opt.dataset and 'dataset' not in run and 'imagenetpath' in run
+
+
+def choose_set(opt, nets):
+    """(dataset, dataroot): those given, or those of the first net's run."""
+    run = first_record(nets)
+    dataset = opt.dataset or (run['dataset'] if run.get('dataset') in DATASETS else 'shapes')
+    logged = run.get('dataroot') if isinstance(run.get('dataroot'), str) else None
+    return dataset, opt.dataroot or logged or '.'
 
 
 def read_images(paths, n):
@@ -118,6 +194,16 @@ def choose_images(dataset, dataroot, n):
 def choose_photographs(opt, run):
     """(n photographs of val/ of a run of imagenet.py, the first of each class in turn, each with its class; all the class names), in the
     view that the run is tested on. Sets --image_size to its side where it was not given."""
+    val = scan_photographs(opt, run)
+    chosen = in_turn(val, opt.n)
+    views = data.in_threads(
+        lambda pair: data.centre_view(pair[1], opt.image_size), chosen, 'decoding'
+    )
+    return [(name, view) for (name, _), view in zip(chosen, views)], list(val)
+
+
+def scan_photographs(opt, run):
+    """{class: [files]} of val/ of a run of imagenet.py. Sets --image_size to the side that it is tested at where it was not given."""
     root, run_folder = opt.dataroot or str(run['imagenetpath']), opt.weights[0]
     if not opt.dataroot and not Path(root).is_dir():
         raise UserError(
@@ -129,12 +215,7 @@ def choose_photographs(opt, run):
             f'--weights {run_folder}: its log has the impossible image_size {opt.image_size}; give --image_size'
         )
     option = '--dataroot' if opt.dataroot else f'--weights {run_folder}: its --imagenetpath'
-    _, val = data.scan_folder(root, option, ('val',))
-    chosen = in_turn(val, opt.n)
-    views = data.in_threads(
-        lambda pair: data.centre_view(pair[1], opt.image_size), chosen, 'decoding'
-    )
-    return [(name, view) for (name, _), view in zip(chosen, views)], list(val)
+    return data.scan_folder(root, option, ('val',))[1]
 
 
 def in_turn(folder, n):
@@ -156,83 +237,337 @@ def shrink(image, longest):
 # ---------------------------------------------------------------- maps
 
 
-@torch.inference_mode()
-def look(image, f, params, records, classes):
-    """(maps of the groups, each float32 [h, w]; the class that a net takes the image for, None where it has no known name)."""
-    small = resnet.layout(params) == 'wrn'
-    statistics = () if small else (data.IMAGENET_MEAN, data.IMAGENET_STD)
-    logits, groups = f(data.normalize(torch.from_numpy(image)[None], *statistics), params, False)
-    maps = [utils.at(g)[0].view(g.shape[2:]).numpy() for g in groups]
-    names = utils.class_names(records) or classes
-    return maps, names[int(logits.argmax())] if len(names) == logits.shape[1] else None
+class Strip(NamedTuple):
+    """One mapping function of one net on one image."""
+
+    label: str  # the net's
+    mapping: str  # how the function is written, '' where there is but one
+    maps: list  # float32 [h, w], one a group
+    gradient: np.ndarray | None  # float32 [H, W]
+    answer: (
+        str | None
+    )  # the class that the net takes the image for, None where it has no known name
 
 
-def overlay(image, attention):
-    """The map, enlarged, in colour over the image in grey: uint8 [H, W, 3] RGB."""
+@torch.no_grad()
+def look(image, net, maps, gradient, name, classes):
+    """The Strips of a net on an image, uint8 [H, W, 3], one for each of `maps`, names in MAPS; the first also holds, where it is asked for, the gradient.
+
+    name: what is known of the image, its class if it is one of `classes`."""
+    x = torch.from_numpy(image)[None]
+    logits, groups = net.logits_and_groups(x)
+    names = utils.class_names(net.records) or classes
+    names = names if len(names) == logits.shape[1] else []
+    taken_for = int(logits.argmax())
+    known = name in classes and name in names
+    target = names.index(name) if known else taken_for
+    J = gradient_map(x, net, target) if gradient else None
+    answer = names[taken_for] if names else None
+    strips = []
+    for key in maps:
+        written, arguments = MAPS[key]
+        found = [utils.at(g, **arguments)[0].view(g.shape[2:]).numpy() for g in groups]
+        strips.append(Strip(net.label, written if len(maps) > 1 else '', found, J, answer))
+        J = answer = None
+    return strips
+
+
+def gradient_map(images, net, target):
+    """Gradient attention float32 [H, W] of one image, uint8 [1, H, W, 3], and of the class `target`: the largest over the colour channels of
+    |d cross_entropy / d x| (section 3.2 of the paper), x being the image as the net sees it, normalised."""
+    x, targets = net.normalize(images), torch.tensor([target])
+    _, _, J = utils.input_gradient(lambda x: net.f(x, net.params, False), x, targets)
+    return J[0].abs().amax(0).numpy()
+
+
+def overlay(image, attention, highest=100):
+    """The map, enlarged, in colour over the image in grey: uint8 [H, W, 3] RGB. What lies above the percentile `highest` is red alike."""
     H, W = image.shape[:2]
-    attention = cv2.resize(attention, (W, H), interpolation=cv2.INTER_CUBIC)
-    attention = (attention - attention.min()) / max(float(np.ptp(attention)), 1e-12)
+    attention = np.minimum(attention, np.percentile(attention, highest))
+    if attention.shape != (H, W):
+        attention = cv2.resize(attention, (W, H), interpolation=cv2.INTER_CUBIC)
+    attention = (attention - attention.min()) / max(float(np.ptp(attention)), 1e-30)
     colours = cv2.applyColorMap(np.uint8(255 * attention), cv2.COLORMAP_JET)
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2BGR)
     return cv2.cvtColor(cv2.addWeighted(grey, 0.4, colours, 0.6, 0), cv2.COLOR_BGR2RGB)
 
 
-def enlarge(image, side=256):
-    """To `side` pixels on the longer side, pixels left as squares: what the net saw."""
+# ---------------------------------------------------------------- the picture, in pixels from its upper left corner
+
+SIDE, GAP, BREAK, LINE = (
+    128,
+    3,
+    18,
+    16,
+)  # of an image, between images, between nets, of a line of text
+
+
+def draw_columns(rows, classes):
+    """A row an image: the image, then the maps of each net, a column a group, with a gap between nets."""
+    starts, x = [], SIDE
+    for strip in rows[0][2]:
+        starts.append(x + BREAK)
+        x += BREAK + len(panels(strip)) * (SIDE + GAP) - GAP
+    lines = 3 if any(strip.mapping for strip in rows[0][2]) else 2
+    top, height = lines * LINE + GAP, tallest(rows)
+    page = new_page(x, top + len(rows) * (height + LINE + 2 * GAP))
+    put_text(page, 'image', SIDE / 2, top - LINE, SIDE)
+    for start, strip in zip(starts, rows[0][2]):
+        width = len(panels(strip)) * (SIDE + GAP) - GAP
+        put_text(page, strip.label, start + width / 2, 0, width, weight='bold')
+        put_text(page, strip.mapping, start + width / 2, LINE, width)
+        for i, (head, _) in enumerate(panels(strip)):
+            put_text(page, head, start + i * (SIDE + GAP) + SIDE / 2, top - LINE, SIDE)
+    for k, (name, image, strips) in enumerate(rows):
+        y = top + k * (height + LINE + 2 * GAP)
+        put_image(page, image, 0, y, height)
+        put_text(page, name, SIDE / 2, y + height, SIDE)
+        for start, strip in zip(starts, strips):
+            pictures = panels(strip, image)
+            for i, (_, picture) in enumerate(pictures):
+                put_image(page, picture, start + i * (SIDE + GAP), y, height)
+            width = len(pictures) * (SIDE + GAP) - GAP
+            put_answer(page, strip, name, classes, start + width / 2, y + height, width, 'center')
+    return page
+
+
+def draw_rows(rows, classes):
+    """A block an image: the image, and beside it a row for each net and mapping function, a column a group."""
+    groups = max(len(strip.maps) for strip in rows[0][2])
+    start = SIDE + BREAK + SIDE + GAP  # the second column is text
+    columns = groups + any(strip.gradient is not None for strip in rows[0][2])
+    height, top = tallest(rows), LINE + GAP
+    block = max(len(rows[0][2]) * (height + GAP), height + LINE) + BREAK
+    page = new_page(start + columns * (SIDE + GAP) - GAP, top + len(rows) * block - BREAK)
+    put_text(page, 'image', SIDE / 2, 0, SIDE)
+    for i in range(columns):
+        head = 'gradient' if i == groups else column_head(i, rows)
+        put_text(page, head, start + i * (SIDE + GAP) + SIDE / 2, 0, SIDE)
+    for k, (name, image, strips) in enumerate(rows):
+        y = top + k * block
+        put_image(page, image, 0, y, height)
+        put_text(page, name, SIDE / 2, y + height, SIDE)
+        for before, strip in zip([None, *strips], strips):
+            lines = [] if before and before.label == strip.label else wrap(strip.label)
+            put_lines(page, strip, lines, name, classes, SIDE + BREAK, y + height / 2)
+            for i, (head, picture) in enumerate(panels(strip, image)):
+                column = groups if head == 'gradient' else i
+                put_image(page, picture, start + column * (SIDE + GAP), y, height)
+            y += height + GAP
+    return page
+
+
+def panels(strip, image=None):
+    """[(head, picture)] of a strip: its maps over the image, then the gradient if it has one. Without an image: heads alone."""
+
+    def over(attention, highest=100):
+        return None if image is None else overlay(image, attention, highest)
+
+    found = [(f'group {i}, {m.shape[1]}×{m.shape[0]}', over(m)) for i, m in enumerate(strip.maps)]
+    return found + ([] if strip.gradient is None else [('gradient', over(strip.gradient, 99))])
+
+
+def column_head(i, rows):
+    """What stands over the maps of group i; their size where all have one."""
+    maps = [strip.maps[i] for _, _, strips in rows for strip in strips if i < len(strip.maps)]
+    shapes = {m.shape for m in maps}
+    return f'group {i}, {maps[0].shape[1]}×{maps[0].shape[0]}' if len(shapes) == 1 else f'group {i}'
+
+
+def wrap(label):
+    """A label in at most three lines."""
+    return textwrap.wrap(label, 16, max_lines=3, placeholder='…')
+
+
+def put_lines(page, strip, label, name, classes, x, y):
+    """Label, mapping function and answer of a strip beneath each other, y being their middle."""
+    lines = label + [strip.mapping] * bool(strip.mapping)
+    y -= LINE * (len(lines) + (strip.answer is not None)) / 2
+    for i, line in enumerate(lines):
+        weight = 'bold' if i < len(label) else 'normal'
+        put_text(page, line, x, y + i * LINE, SIDE, weight=weight, ha='left')
+    put_answer(page, strip, name, classes, x, y + len(lines) * LINE, SIDE, 'left')
+
+
+def put_answer(page, strip, name, classes, x, y, width, ha):
+    if strip.answer is not None:
+        colour = verdict(name, strip.answer, classes)
+        put_text(page, f'→ {strip.answer}', x, y, width, color=colour, ha=ha)
+
+
+def new_page(width, height, margin=6, dpi=110):
+    """A figure of so many pixels, and a margin around them."""
+    size = [(side + 2 * margin) / dpi for side in (width, height)]
+    page = plt.figure(figsize=size, dpi=dpi)
+    page.margin = margin
+    return page
+
+
+def put_image(page, image, x, y, height):
+    """An image, SIDE pixels on its longer side or less, in the middle of a cell SIDE wide and `height` high. It is written pixel by pixel: matplotlib
+    would blur it."""
+    image = enlarge(shrink(image, SIDE))
+    h, w = image.shape[:2]
+    left, upper = x + (SIDE - w) // 2, y + (height - h) // 2
+    H = round(page.get_figheight() * page.dpi)
+    page.figimage(image, page.margin + left, H - page.margin - upper - h, origin='upper')
+
+
+def put_text(page, text, x, y, width, ha='center', fontsize=8.5, **style):
+    """One line of text whose upper end is at y, cut off where it would be wider than `width`."""
+    W, H = page.get_size_inches() * page.dpi
+    place = [(page.margin + x) / W, 1 - (page.margin + y + LINE / 2) / H]
+    style |= {'va': 'center_baseline', 'ha': ha, 'fontsize': fontsize, 'parse_math': False}
+    shown = page.text(*place, text, **style)
+    while len(text) > 1 and shown.get_window_extent(page.canvas.get_renderer()).width > width:
+        text = text[:-1]
+        shown.set_text(f'{text}…')
+
+
+def tallest(rows):
+    """Pixels that the highest of the images is shown in."""
+    return max(enlarge(shrink(image, SIDE)).shape[0] for _, image, _ in rows)
+
+
+def enlarge(image, side=SIDE):
+    """A whole number of times, as far as the longer side stays within `side`; pixels are left as squares: what the net saw."""
     scale = max(1, side // max(image.shape[:2]))
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
-
-
-# ---------------------------------------------------------------- the picture
-
-
-def draw(rows, labels, classes):
-    """A row an image: the image, then the maps of each net, a column a group, with a gap between nets."""
-    counts = [len(maps) for maps, _ in rows[0][2]]
-    ratios = [1, *itertools.chain.from_iterable([0.15, *[1] * count] for count in counts)]
-    figure = plt.figure(
-        figsize=(1.15 * sum(ratios) + 0.2, 1.35 * len(rows) + 0.7), dpi=110, layout='constrained'
-    )
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    axes = figure.subplots(len(rows), len(ratios), squeeze=False, width_ratios=ratios)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-    for top, row, (name, image, seen) in zip([True] + [False] * len(rows), axes, rows):
-        image = enlarge(image)
-        row[0].imshow(image)
-        row[0].set_xlabel(shorten(name), fontsize=9, parse_math=False)
-        column = 1
-        for label, (maps, taken_for) in zip(labels, seen):
-            for i, attention in enumerate(maps):
-                ax = row[column + 1 + i]
-                ax.imshow(overlay(image, attention))
-                if top:
-                    h, w = attention.shape
-                    ax.set_title(
-                        f'{shorten(label, 20) if i == len(maps) // 2 else ""}\ngroup {i}, {w}×{h}',
-                        fontsize=8,
-                        parse_math=False,
-                    )
-            if taken_for is not None:
-                row[column + 1 + len(maps) // 2].set_xlabel(
-                    f'→ {shorten(taken_for)}',
-                    fontsize=9,
-                    color=verdict(name, taken_for, classes),
-                    parse_math=False,
-                )
-            column += 1 + len(maps)
-    axes[0, 0].set_title('\nimage', fontsize=8)
-    return figure
-
-
-def shorten(name, most=14):
-    return name if len(name) <= most else f'{name[: most - 1]}…'
 
 
 def verdict(name, taken_for, classes):
     """The colour of an answer: green or red where the image's class is known."""
     return 'black' if name not in classes else '#1a7f37' if name == taken_for else '#b3261e'
+
+
+# ---------------------------------------------------------------- agreement with the teacher, in numbers
+
+
+def tell_agreement(opt, nets, key):
+    """Prints, and with --save writes, the table of --agreement."""
+    teacher, students = nets[0], nets[1:]
+    check_kinds(opt.weights, nets)
+    batches, classes, n, source = open_batches(opt, nets)
+    for weights, net in zip(opt.weights[1:], students):
+        utils.check_classes(f'--weights {weights}', net.params, net.records, classes)
+    if not utils.same_classes(teacher.params, teacher.records, classes):
+        print(
+            f'warning: --weights {opt.weights[0]}: the teacher was trained on other classes than {source} has',
+            file=sys.stderr,
+        )
+    bar = tqdm(total=n, unit=' images', leave=False, disable=not sys.stderr.isatty())
+    with bar:
+        distances = measure(batches, teacher, students, MAPS[key][1], bar.update)
+    written, _ = MAPS[key]
+    text = (
+        f'Mean over the {n:,} test images of {source} of the squared distance of two maps, {written} over the channels, l2-normalised: '
+        f'between those of a net and of its teacher, {teacher.label}. 0: they are the same; 2: no place is in both.\n\n'
+        f'{utils.markdown(agreement_rows(students, distances))}\n'
+    )
+    print(text, end='')
+    if opt.save:
+        Path(opt.save).parent.mkdir(parents=True, exist_ok=True)
+        utils.write_text(opt.save, text)
+        print(f'wrote {opt.save}')
+
+
+def check_kinds(weights, nets):
+    """Raises UserError where a net has not as many groups as the teacher."""
+    for path, net in zip(weights, nets):
+        if net.is_small() != nets[0].is_small():
+            kinds = {True: 'small images, with 3 groups', False: 'photographs, with 4 groups'}
+            raise UserError(
+                f'--agreement: {weights[0]} is a net for {kinds[nets[0].is_small()]}, {path} one for {kinds[net.is_small()]}'
+            )
+
+
+def open_batches(opt, nets):
+    """(batches, classes, N, name) of the N test images: `batches` yields (uint8 [B, H, W, 3], labels int64 [B]), in order. No more of them are in
+    memory than a few batches, but for CIFAR and shapes, which are loaded whole. Nets for photographs see the centre of a folder's images, as imagenet.py tests."""
+    if shows_photographs(opt, nets):
+        run = first_record(nets)
+        folder, name = scan_photographs(opt, run), opt.dataroot or run['imagenetpath']
+    else:
+        dataset, dataroot = choose_set(opt, nets)
+        if dataset != 'folder':
+            classes, load = data.open_sets(dataset, dataroot)
+            _, test = load()
+            batches = zip(test.images.split(250), test.labels.split(250))
+            return batches, classes, len(test.labels), dataset
+        _, folder = data.scan_folder(dataroot)
+        name = dataroot
+    files = [file for files in folder.values() for file in files]
+    labels = torch.tensor([c for c, files in enumerate(folder.values()) for _ in files])
+    decoded = decoded_whole(files) if nets[0].is_small() else centres(files, opt.image_size or 224)
+    batches = ((images, labels[index]) for index, images in decoded)
+    return batches, list(folder), len(files), Path(name).resolve().name
+
+
+def decoded_whole(files, size=250):
+    """(indices, uint8 [B, H, W, 3]) of batches of image files. Raises UserError where not all have one size."""
+    shape = None
+    for index in torch.arange(len(files)).split(size):
+        images = data.decode_all([files[i] for i in index])
+        shape = shape or images[0].shape
+        for i, image in zip(index, images):
+            if image.shape != shape:
+                raise UserError(
+                    f'{files[i]}: is {image.shape[1]}x{image.shape[0]}, the first image is {shape[1]}x{shape[0]}; all must have one size'
+                )
+        yield index, torch.from_numpy(np.stack(images))
+
+
+def centres(files, side, size=50):
+    """(indices, uint8 [B, side, side, 3]) of batches of photographs, in the view of data.centre_view."""
+    indices = torch.arange(len(files)).split(size)
+    return data.load_batches(indices, lambda i, out: data.centre_view(files[i], side, out), side)
+
+
+@torch.inference_mode()
+def measure(batches, teacher, students, arguments, progress=lambda n: None):
+    """For each student float64 [2, 1 + groups]: of the images that it answers rightly, and of those that it answers wrongly, their number, and for each group
+    the sum over them of the squared distance of the two normalised maps,
+
+        ||at(student) - at(teacher)||^2 = at_loss * (number of map elements)
+
+    which lies in 0 .. 2, as no element of a map is negative. Maps of unequal size are pooled as in utils.at_loss; `arguments` are its p and map.
+    """
+    sums = [0.0] * len(students)
+    for images, labels in batches:
+        _, wanted = teacher.logits_and_groups(images)
+        for k, student in enumerate(students):
+            logits, groups = student.logits_and_groups(images)
+            right = logits.argmax(1) == labels
+            sums[k] = sums[k] + torch.stack(
+                [summed(groups, wanted, answer, arguments) for answer in (right, ~right)]
+            )
+        progress(len(labels))
+    return sums
+
+
+def summed(groups, wanted, chosen, arguments):
+    """float64 [1 + groups]: the number of `chosen` images, bool [B], and the sums over them, as `measure` says."""
+    n = int(chosen.sum())
+    if n == 0:
+        return torch.zeros(1 + len(groups), dtype=torch.double)
+    sums = []
+    for x, y in zip(groups, wanted):
+        elements = min(x.shape[2], y.shape[2]) * min(x.shape[3], y.shape[3])
+        sums.append(n * elements * float(utils.at_loss(x[chosen], y[chosen], **arguments)))
+    return torch.tensor([n, *sums], dtype=torch.double)
+
+
+def agreement_rows(students, distances):
+    """The lines of the table, as lists: three a net, of all images, of those that it answers rightly, and wrongly."""
+    groups = len(distances[0][0]) - 1
+    rows = [['net', 'its answers', 'images', *(f'group {g}' for g in range(groups))]]
+    for student, sums in zip(students, distances):
+        for answers, (n, *totals) in zip(
+            ('all', 'right', 'wrong'), (sums.sum(0).tolist(), *sums.tolist())
+        ):
+            means = [f'{total / n:.4f}' if n else '—' for total in totals]
+            rows.append([student.label if answers == 'all' else '', answers, f'{n:,.0f}', *means])
+    return rows
 
 
 if __name__ == '__main__':
