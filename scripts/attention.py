@@ -294,65 +294,59 @@ def overlay(image, attention, highest=100):
 
 # ---------------------------------------------------------------- the picture, in pixels from its upper left corner
 
-SIDE, GAP, BREAK, LINE = (
-    128,
-    3,
-    18,
-    16,
-)  # of an image, between images, between nets, of a line of text
+SIDE = 128  # of an image, at most
+GAP, BREAK, LINE = 3, 18, 17  # between images, between nets or blocks, of a line of text
 
 
 def draw_columns(rows, classes):
     """A row an image: the image, then the maps of each net, a column a group, with a gap between nets."""
-    starts, x = [], SIDE
+    width, height = cell(rows)
+    starts, widths, x = [], [], width
     for strip in rows[0][2]:
         starts.append(x + BREAK)
-        x += BREAK + len(panels(strip)) * (SIDE + GAP) - GAP
-    lines = 3 if any(strip.mapping for strip in rows[0][2]) else 2
-    top, height = lines * LINE + GAP, tallest(rows)
-    page = new_page(x, top + len(rows) * (height + LINE + 2 * GAP))
-    put_text(page, 'image', SIDE / 2, top - LINE, SIDE)
-    for start, strip in zip(starts, rows[0][2]):
-        width = len(panels(strip)) * (SIDE + GAP) - GAP
-        put_text(page, strip.label, start + width / 2, 0, width, weight='bold')
-        put_text(page, strip.mapping, start + width / 2, LINE, width)
+        widths.append(len(panels(strip)) * (width + GAP) - GAP)
+        x += BREAK + widths[-1]
+    heads = (2 if any(strip.mapping for strip in rows[0][2]) else 1) * LINE
+    top, step = heads + 1.5 * LINE, height + 1.5 * LINE
+    page = new_page(x, top + len(rows) * step)
+    put_text(page, 'image', width / 2, heads, width)
+    for start, wide, strip in zip(starts, widths, rows[0][2]):
+        put_text(page, strip.label, start + wide / 2, 0, wide, weight='bold')
+        put_text(page, strip.mapping, start + wide / 2, LINE, wide)
         for i, (head, _) in enumerate(panels(strip)):
-            put_text(page, head, start + i * (SIDE + GAP) + SIDE / 2, top - LINE, SIDE)
+            put_text(page, head, start + i * (width + GAP) + width / 2, heads, width)
     for k, (name, image, strips) in enumerate(rows):
-        y = top + k * (height + LINE + 2 * GAP)
-        put_image(page, image, 0, y, height)
-        put_text(page, name, SIDE / 2, y + height, SIDE)
-        for start, strip in zip(starts, strips):
-            pictures = panels(strip, image)
-            for i, (_, picture) in enumerate(pictures):
-                put_image(page, picture, start + i * (SIDE + GAP), y, height)
-            width = len(pictures) * (SIDE + GAP) - GAP
-            put_answer(page, strip, name, classes, start + width / 2, y + height, width, 'center')
+        y = top + k * step
+        put_image(page, image, 0, y, width, height)
+        put_text(page, name, width / 2, y + height, width)
+        for start, wide, strip in zip(starts, widths, strips):
+            for i, (_, picture) in enumerate(panels(strip, image)):
+                put_image(page, picture, start + i * (width + GAP), y, width, height)
+            put_answer(page, strip, name, classes, start + wide / 2, y + height, wide, 'center')
     return page
 
 
 def draw_rows(rows, classes):
     """A block an image: the image, and beside it a row for each net and mapping function, a column a group."""
+    width, height = cell(rows)
     groups = max(len(strip.maps) for strip in rows[0][2])
-    start = SIDE + BREAK + SIDE + GAP  # the second column is text
     columns = groups + any(strip.gradient is not None for strip in rows[0][2])
-    height, top = tallest(rows), LINE + GAP
-    block = max(len(rows[0][2]) * (height + GAP), height + LINE) + BREAK
-    page = new_page(start + columns * (SIDE + GAP) - GAP, top + len(rows) * block - BREAK)
-    put_text(page, 'image', SIDE / 2, 0, SIDE)
+    start = width + SIDE + 2 * BREAK  # the second column is text
+    top, block = 1.5 * LINE, max(len(rows[0][2]) * (height + GAP), height + LINE) + BREAK
+    page = new_page(start + columns * (width + GAP) - GAP, top + len(rows) * block - BREAK)
+    put_text(page, 'image', width / 2, 0, width)
     for i in range(columns):
         head = 'gradient' if i == groups else column_head(i, rows)
-        put_text(page, head, start + i * (SIDE + GAP) + SIDE / 2, 0, SIDE)
+        put_text(page, head, start + i * (width + GAP) + width / 2, 0, width)
     for k, (name, image, strips) in enumerate(rows):
         y = top + k * block
-        put_image(page, image, 0, y, height)
-        put_text(page, name, SIDE / 2, y + height, SIDE)
-        for before, strip in zip([None, *strips], strips):
-            lines = [] if before and before.label == strip.label else wrap(strip.label)
-            put_lines(page, strip, lines, name, classes, SIDE + BREAK, y + height / 2)
+        put_image(page, image, 0, y, width, height)
+        put_text(page, name, width / 2, y + height, width)
+        for strip in strips:
+            put_lines(page, strip, name, classes, start - 3 * GAP, y + height / 2)
             for i, (head, picture) in enumerate(panels(strip, image)):
                 column = groups if head == 'gradient' else i
-                put_image(page, picture, start + column * (SIDE + GAP), y, height)
+                put_image(page, picture, start + column * (width + GAP), y, width, height)
             y += height + GAP
     return page
 
@@ -374,19 +368,14 @@ def column_head(i, rows):
     return f'group {i}, {maps[0].shape[1]}×{maps[0].shape[0]}' if len(shapes) == 1 else f'group {i}'
 
 
-def wrap(label):
-    """A label in at most three lines."""
-    return textwrap.wrap(label, 16, max_lines=3, placeholder='…')
-
-
-def put_lines(page, strip, label, name, classes, x, y):
-    """Label, mapping function and answer of a strip beneath each other, y being their middle."""
-    lines = label + [strip.mapping] * bool(strip.mapping)
-    y -= LINE * (len(lines) + (strip.answer is not None)) / 2
-    for i, line in enumerate(lines):
-        weight = 'bold' if i < len(label) else 'normal'
-        put_text(page, line, x, y + i * LINE, SIDE, weight=weight, ha='left')
-    put_answer(page, strip, name, classes, x, y + len(lines) * LINE, SIDE, 'left')
+def put_lines(page, strip, name, classes, x, y, width=SIDE + BREAK):
+    """Label, mapping function and answer of a strip beneath each other, x being their right end and y their middle."""
+    label = textwrap.wrap(strip.label, 15, max_lines=3, placeholder='…')
+    y -= LINE * (len(label) + bool(strip.mapping) + (strip.answer is not None)) / 2
+    for line, weight in [(v, 'bold') for v in label] + [(strip.mapping, 'normal')]:
+        put_text(page, line, x, y, width, weight=weight, ha='right')
+        y += LINE if line else 0
+    put_answer(page, strip, name, classes, x, y, width, 'right')
 
 
 def put_answer(page, strip, name, classes, x, y, width, ha):
@@ -397,18 +386,17 @@ def put_answer(page, strip, name, classes, x, y, width, ha):
 
 def new_page(width, height, margin=6, dpi=110):
     """A figure of so many pixels, and a margin around them."""
-    size = [(side + 2 * margin) / dpi for side in (width, height)]
+    size = [round(side + 2 * margin) / dpi for side in (width, height)]
     page = plt.figure(figsize=size, dpi=dpi)
     page.margin = margin
     return page
 
 
-def put_image(page, image, x, y, height):
-    """An image, SIDE pixels on its longer side or less, in the middle of a cell SIDE wide and `height` high. It is written pixel by pixel: matplotlib
-    would blur it."""
+def put_image(page, image, x, y, width, height):
+    """An image in the middle of a cell. It is written pixel by pixel: matplotlib would blur it."""
     image = enlarge(shrink(image, SIDE))
     h, w = image.shape[:2]
-    left, upper = x + (SIDE - w) // 2, y + (height - h) // 2
+    left, upper = round(x + (width - w) / 2), round(y + (height - h) / 2)
     H = round(page.get_figheight() * page.dpi)
     page.figimage(image, page.margin + left, H - page.margin - upper - h, origin='upper')
 
@@ -424,9 +412,10 @@ def put_text(page, text, x, y, width, ha='center', fontsize=8.5, **style):
         shown.set_text(f'{text}…')
 
 
-def tallest(rows):
-    """Pixels that the highest of the images is shown in."""
-    return max(enlarge(shrink(image, SIDE)).shape[0] for _, image, _ in rows)
+def cell(rows):
+    """(width, height) that the images are shown in, wide enough for what stands above them."""
+    shapes = [enlarge(shrink(image, SIDE)).shape for _, image, _ in rows]
+    return max(SIDE - LINE, *(w for _, w, _ in shapes)), max(h for h, _, _ in shapes)
 
 
 def enlarge(image, side=SIDE):
