@@ -47,6 +47,7 @@ PAPER_MEANS = {
 }
 # Okabe and Ito's, told apart by all.
 COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000']
+OURS, THEIRS = {'linewidth': 2}, {'linewidth': 1.6, 'linestyle': (0, (2, 1))}
 
 
 def main(argv=None):
@@ -262,21 +263,12 @@ def draw_paper_figure(runs):
     figure, axes = plt.subplots(figsize=(9, 6), dpi=120, layout='constrained')
     draw_curves(axes, runs, COLOURS, alpha=0.45)
     curves = axes.lines[1::2]
-    kinds = [Line2D([], [], color='0.3', linewidth=2, label='mean over the stretch, ours')]
+    kinds = [Line2D([], [], color='0.3', label='mean over the stretch, ours', **OURS)]
     for colour, (label, run) in zip(COLOURS, runs.items()):
-        draw_means(axes, means(run), run['epochs'], color=colour, linewidth=2)
-        draw_means(
-            axes,
-            paper_means(label, run),
-            PAPER_EPOCHS,
-            color=colour,
-            linewidth=1.6,
-            linestyle=(0, (2, 1)),
-        )
+        draw_means(axes, means(run), run['epochs'], color=colour, **OURS)
+        draw_means(axes, paper_means(label, run), PAPER_EPOCHS, color=colour, **THEIRS)
     if any(paper_means(label, run) for label, run in runs.items()):
-        kinds.append(
-            Line2D([], [], color='0.3', linewidth=1.6, linestyle=(0, (2, 1)), label="the paper's")
-        )
+        kinds.append(Line2D([], [], color='0.3', label="the paper's", **THEIRS))
     for window in STRETCHES:
         if epochs := stretch(window, next(iter(runs.values()))['epochs']):
             axes.axvspan(epochs[0] - 0.5, epochs[-1] + 0.5, color='black', alpha=0.05, linewidth=0)
@@ -297,8 +289,9 @@ def draw_paper_figure(runs):
 def draw_means(axes, values, epochs, **style):
     """A horizontal line for each stretch of so many epochs at its value."""
     for window, value in zip(STRETCHES, values):
-        if (span := stretch(window, epochs)) and not math.isnan(value):
-            axes.hlines(value, span[0] - 0.5, span[-1] + 0.5, **style)
+        found = stretch(window, epochs)
+        if found and not math.isnan(value):
+            axes.hlines(value, found[0] - 0.5, found[-1] + 0.5, **style)
 
 
 if __name__ == '__main__':
