@@ -165,6 +165,97 @@ def test_plot_refuses_in_one_line(tmp_path, capsys):
     assert not (tmp_path / 'x.png').exists()
 
 
+def make_log(folder, errors, epochs, epoch_step=(60, 120, 160)):
+    """The log of a run with these test errors, an epoch each."""
+    folder.mkdir()
+    record = {'epochs': epochs, 'epoch_step': list(epoch_step), 'train_acc': 90.0}
+    lines = [
+        utils.json_stats(record | {'epoch': e, 'test_acc': 100 - float(v)})
+        for e, v in enumerate(errors, 1)
+    ]
+    (folder / 'log.txt').write_text('\n'.join(lines) + '\n')
+    return str(folder)
+
+
+def test_stretches_of_the_paper_and_their_shares_of_other_schedules():
+    paper = [plot.stretch(window, 200) for window in plot.STRETCHES]
+    assert [(e[0], e[-1], len(e)) for e in paper] == [
+        (50, 59, 10),
+        (61, 99, 39),
+        (101, 139, 39),
+        (141, 160, 20),
+    ]
+    assert [plot.stretch(w, 10) for w in plot.STRETCHES] == [[3], [4, 5], [6, 7], [8]]
+    assert [plot.stretch(w, 1) for w in plot.STRETCHES] == [[]] * 4
+    # No stretch before a drop of the rate reaches over it.
+    for epochs in range(10, 401):
+        drop = utils.scaled_steps([60], 200, epochs)[0]
+        assert all(e < drop for e in plot.stretch(plot.STRETCHES[0], epochs))
+
+
+def test_paper_figure_tells_and_draws_means_over_the_stretches(tmp_path, capsys):
+    errors = np.random.default_rng(0).uniform(5, 30, (3, 200))
+    runs = [make_log(tmp_path / f'run{i}', e, 200) for i, e in enumerate(errors)]
+    save = tmp_path / 'figure.svg'
+    plot.main(['--paper_figure', *runs, '--save', str(save)])
+    lines = [
+        [c.strip() for c in line.strip('|').split('|')]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    expected = [
+        [f'{e[a - 1 : b].mean():.2f}' for a, b in ((50, 59), (61, 99), (101, 139), (141, 160))]
+        for e in errors
+    ]
+    assert lines[0][1:] == ['50-59', '61-99', '101-139', '141-160']
+    assert lines[2] == ['student', *expected[0]]
+    assert lines[3] == ['student, paper', '22.00', '12.50', '9.50', '8.70']
+    assert lines[4] == ['AT', *expected[1]] and lines[6] == ['F-ActT', *expected[2]]
+    first = save.read_bytes()
+    plot.main(['--paper_figure', *runs, '--save', str(save)])
+    assert save.read_bytes() == first
+
+    figure = plot.draw_paper_figure({'AT': plot.read_run(Path(runs[1]) / 'log.txt')})
+    drawn = [c for c in figure.axes[0].collections if hasattr(c, 'get_segments')]
+    segments = [c.get_segments()[0] for c in drawn]
+    assert len(segments) == 8 and len({tuple(c.get_color()[0]) for c in drawn}) == 1
+    ours, theirs = segments[:4], segments[4:]
+    assert [f'{s[0][1]:.2f}' for s in ours] == expected[1]
+    assert [s[0][1] for s in theirs] == [18.4, 11.5, 8.7, 8.0]
+    for s, t in zip(ours, theirs):
+        assert s[:, 0].tolist() == t[:, 0].tolist() and s[0][1] == s[1][1]
+    assert [c.get_linestyle()[0][1] is None for c in drawn] == [True] * 4 + [False] * 4
+    plot.plt.close(figure)
+
+
+def test_paper_numbers_stand_only_beside_its_own_schedule_and_finished_stretches(tmp_path, capsys):
+    def said(errors, *arguments, label='student'):
+        run = make_log(tmp_path / str(len(list(tmp_path.iterdir()))), errors, *arguments)
+        plot.main(
+            ['--paper_figure', run, '--labels', label, '--save', str(tmp_path / 'figure.png')]
+        )
+        return capsys.readouterr().out.splitlines()
+
+    def names_paper(lines):
+        return any(', paper' in line for line in lines)
+
+    errors = np.linspace(50, 10, 200)
+    assert names_paper(said(errors, 200))
+    assert not names_paper(said(errors, 200, label='WRN-16-1'))
+    assert not names_paper(said(errors, 200, [100, 150]))
+    short = said(np.linspace(50, 10, 10), 10)
+    assert not names_paper(short) and [c.strip() for c in short[0].split('|')][2:4] == ['3', '4-5']
+    begun = said(errors[:120], 200)
+    assert [c.strip() for c in begun[2].split('|')][4:6] == ['—', '—'] and '—' not in begun[3]
+
+
+def test_paper_figure_refuses_in_one_line(tmp_path, capsys):
+    runs = [make_log(tmp_path / f'run{n}', np.ones(n), n) for n in (10, 20)]
+    save = ['--save', tmp_path / 'x.png']
+    assert 'run20' in refused(plot.main, ['--paper_figure', *runs, *save], capsys)
+    assert 'at most 3' in refused(plot.main, ['--paper_figure', *runs[:1] * 4, *save], capsys)
+    assert not (tmp_path / 'x.png').exists()
+
+
 # ---------------------------------------------------------------- attention.py
 
 
@@ -195,11 +286,10 @@ def test_attention_falls_where_the_activations_are():
         return torch.zeros(1, 2), (activations,)
 
     image = np.full((32, 32, 3), 128, np.uint8)
-    (hot,), taken_for = attention.look(
-        image, f, {'bn.weight': 0, 'fc.weight': 0, 'fc.bias': 0}, [], ['a', 'b']
-    )
-    assert taken_for == 'a'
-    shown = attention.overlay(image, hot).astype(int)
+    net = attention.Net('net', f, {'bn.weight': 0, 'fc.weight': 0, 'fc.bias': 0}, [])
+    (strip,) = attention.look(image, net, ['sum2'], False, 'cat.jpg', ['a', 'b'])
+    assert strip.answer == 'a' and strip.gradient is None
+    shown = attention.overlay(image, strip.maps[0]).astype(int)
     warmth = shown[..., 0] - shown[..., 2]  # red less blue
     assert shown.shape == image.shape
     assert abs(np.array(np.unravel_index(warmth.argmax(), warmth.shape)) - (26, 6)).max() <= 3
@@ -229,8 +319,11 @@ def test_attention_of_a_net_for_photographs(tmp_path):
     utils.save_params(tmp_path / 'net.hkl', resnet.resnet(18, 0.25, 5)[1])
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     f, params, records = resnet.load_net(tmp_path / 'net.hkl')
-    maps, taken_for = attention.look(image, f, params, records, [])
-    assert [m.shape for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)] and taken_for is None
+    net = attention.Net('net', f, params, records)
+    (strip,) = attention.look(image, net, ['sum2'], True, 'cat.jpg', [])
+    maps = strip.maps
+    assert [m.shape for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert strip.gradient.shape == (64, 96) and strip.answer is None
     x = torch.from_numpy(image / 255.0) - torch.tensor([0.485, 0.456, 0.406])
     x = (x / torch.tensor([0.229, 0.224, 0.225])).permute(2, 0, 1)[None].float()
     expected = utils.at(f(x, params, False)[1][0])[0].detach()
