@@ -13,6 +13,9 @@ A map is utils.at of a group's output (--maps; the sum over channels of |A|^2 wh
 blue, its smallest value, to red, its largest. Gradient attention (--gradient) is the derivative of the cross-entropy for the image's class by
 the image; where that class is not known, or none of the net's, for the class that the net takes it for. Beside or beneath the maps of
 a net stands what it takes the image for.
+
+--agreement tells the mean over the test images of the squared distance of two normalised maps, the student's and the teacher's, a group: what
+utils.at_loss is times the number of map elements. It lies in 0 .. 2 whatever the size of a map.
 """
 
 import itertools
@@ -209,13 +212,19 @@ def scan_photographs(opt, run):
         raise UserError(
             f'--weights {run_folder}: its photographs, {root}, are not there; give their folder, --dataroot, or --images'
         )
-    opt.image_size = opt.image_size or run.get('image_size', 224)
-    if type(opt.image_size) is not int or not 8 <= opt.image_size <= 1024:
-        raise UserError(
-            f'--weights {run_folder}: its log has the impossible image_size {opt.image_size}; give --image_size'
-        )
+    opt.image_size = side_of(opt, run)
     option = '--dataroot' if opt.dataroot else f'--weights {run_folder}: its --imagenetpath'
     return data.scan_folder(root, option, ('val',))[1]
+
+
+def side_of(opt, run):
+    """The side of the crop that photographs are tested at: --image_size, or that of the run."""
+    side = opt.image_size or run.get('image_size', 224)
+    if type(side) is not int or not 8 <= side <= 1024:
+        raise UserError(
+            f'--weights {opt.weights[0]}: its log has the impossible image_size {side}; give --image_size'
+        )
+    return side
 
 
 def in_turn(folder, n):
@@ -473,8 +482,8 @@ def check_kinds(weights, nets):
 def open_batches(opt, nets):
     """(batches, classes, N, name) of the N test images: `batches` yields (uint8 [B, H, W, 3], labels int64 [B]), in order. No more of them are in
     memory than a few batches, but for CIFAR and shapes, which are loaded whole. Nets for photographs see the centre of a folder's images, as imagenet.py tests."""
+    run = first_record(nets)
     if shows_photographs(opt, nets):
-        run = first_record(nets)
         folder, name = scan_photographs(opt, run), opt.dataroot or run['imagenetpath']
     else:
         dataset, dataroot = choose_set(opt, nets)
@@ -487,7 +496,7 @@ def open_batches(opt, nets):
         name = dataroot
     files = [file for files in folder.values() for file in files]
     labels = torch.tensor([c for c, files in enumerate(folder.values()) for _ in files])
-    decoded = decoded_whole(files) if nets[0].is_small() else centres(files, opt.image_size or 224)
+    decoded = decoded_whole(files) if nets[0].is_small() else centres(files, side_of(opt, run))
     batches = ((images, labels[index]) for index, images in decoded)
     return batches, list(folder), len(files), Path(name).resolve().name
 

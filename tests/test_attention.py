@@ -126,10 +126,10 @@ def test_gradient_of_a_wide_resnet_by_finite_differences():
 # ---------------------------------------------------------------- agreement
 
 
-@pytest.mark.parametrize('key', ['sum2', 'max'])
-def test_agreement_is_the_squared_distance_of_normalised_maps(key):
+@pytest.mark.parametrize(('key', 't', 's'), [('sum2', 4, 2), ('max', 2, 4)])
+def test_agreement_is_the_squared_distance_of_normalised_maps(key, t, s):
     """Maps of unequal size are pooled to the smaller; in the second batch every answer is right."""
-    (teacher, wt, _), (student, ws, head) = linear_net(1, size=4), linear_net(2, size=2)
+    (teacher, wt, _), (student, ws, head) = linear_net(1, size=t), linear_net(2, size=s)
     answers = (as_seen(IMAGES).reshape(7, -1) @ head.T).argmax(1)
     labels = answers.copy()
     labels[[0, 3]] = (answers[[0, 3]] + 1) % 3
@@ -148,7 +148,7 @@ def test_agreement_is_the_squared_distance_of_normalised_maps(key):
     distances = np.stack(
         [
             ((maps(ws[0], x, 8) - maps(wt[0], x, 8)) ** 2).sum(1),
-            ((maps(ws[1], pooled(x, 2), 2) - maps(wt[1], pooled(x, 4), 2)) ** 2).sum(1),
+            ((maps(ws[1], pooled(x, s), 2) - maps(wt[1], pooled(x, t), 2)) ** 2).sum(1),
         ]
     )
     assert 0 < distances.min() and distances.max() < 2
@@ -224,7 +224,7 @@ def test_agreement_on_photographs(tmp_path, capsys):
     assert int(right[2]) == int((logits.argmax(1) == torch.tensor([0, 0, 0, 1, 1, 1])).sum())
 
     # The same from a folder that is named.
-    options = ['--dataset', 'folder', '--dataroot', str(root), '--image_size', '64']
+    options = ['--dataset', 'folder', '--dataroot', str(root)]
     attention.main(['--agreement', '--weights', teacher, student, *options])
     assert table_of(capsys.readouterr().out)[1] == row
 
