@@ -414,7 +414,7 @@ def cost(runs) -> tuple:
         last = run.records[-1] if run.finished() else {}
         if 'evaluate' in last:
             return last['n_parameters'], last['multiply_adds']
-        if last and run.folder and utils.holds_run(run.folder):
+        if last and run.folder and (run.folder / 'model.hkl').is_file():
             f, params, _ = resnet.load_net(run.folder)
             trained = sum(v.numel() for k, v in params.items() if not utils.is_statistic(k))
             size = [last.get('image_size', 32)] * 2
