@@ -32,4 +32,4 @@ for s in $SEEDS; do
 done
 wait_for_all
 summarize beta
-tool scripts/summarize.py beta "$LOGS" --save "$LOGS/beta.svg"
+tool scripts/summarize.py beta "$LOGS" --seeds $SEEDS --save "$LOGS/beta.svg"

@@ -220,10 +220,10 @@ TABLES = {
 }
 # What the paper's numbers are, where they are not single runs.
 PUBLISHED = {
-    'table1': 'paper: median of 5 seeds.',
-    'table2': 'paper: median of 5 seeds.',
-    'convergence': 'paper: read off the curves, about ±0.1; the last epoch is that of its Table 1.',
-    'cifar100': 'published: RepDistiller, means of 5 runs, whose border, normalisation, initial batch norms and momentum at drops differ from ours.',
+    'table1': "The paper's numbers are medians of 5 seeds.",
+    'table2': "The paper's numbers are medians of 5 seeds.",
+    'convergence': "The paper's numbers are read off the curves, about ±0.1; those of the last epoch are Table 1's.",
+    'cifar100': 'The published numbers are those of RepDistiller, means of 5 runs, whose border, normalisation, initial batch norms and momentum at drops differ from ours.',
 }
 PAPER_DROPS = [60, 120, 160]  # of the 200 epochs that the convergence figure's stretches are of
 
@@ -437,7 +437,7 @@ def table(sections, runs) -> str:
         f'here: {measure}, %',
         'range',
         'n',
-        'gain over the first row',
+        'gain over the student',
     ]
     if measure == 'accuracy':
         head[2] = 'published'
@@ -486,6 +486,7 @@ def gain_shown(found):
     if found is None:
         return ''
     mean, half, n = found
+    mean = round(mean, 2) + 0.0  # no -0.00
     return f'{mean:+.2f}' if half is None else f'{mean:+.2f} ± {half:.2f} (n = {n})'
 
 
@@ -506,7 +507,7 @@ def notes(name, runs, logs) -> list:
     every = [run for of_stem in runs.values() for run in of_stem]
     finished = [run for run in every if run.finished() and 'epoch' in run.records[-1]]
     parts = [
-        f'{logs}: the last epoch, median over n seeds. Gain: mean over the seeds of the points won over the first row of the same seed, '
+        f'{logs}: the last epoch, median over n seeds. Gain: mean over the seeds of the points won over the student alone of the same seed, the first row, '
         f'± the 95 % interval. {PUBLISHED.get(name, "")}'.strip()
     ]
     if name == 'convergence' and any(
@@ -518,8 +519,7 @@ def notes(name, runs, logs) -> list:
         )
     if finished:
         parts.append(bullets('Trained with:', schedules(finished)))
-    if lines := methods(runs):
-        parts.append(bullets('Methods, where it is not labels alone:', lines))
+        parts.append(bullets('By method:', methods(runs)))
     if lines := missing(runs):
         parts.append(bullets('Not finished, and left out above:', lines))
     if not every:
@@ -571,25 +571,30 @@ def data_of(record) -> str:
 
 
 def method_of(record) -> str:
-    """The options of a run's method, by its log: those that act."""
+    """The options of a run's method, by its log: those that act, and are not the usual ones."""
     names = ['finetune']
     if record.get('alpha'):
         names += ['alpha', 'temperature']
     if record.get('beta'):
-        names += ['method', 'beta', 'beta_decay', 'at_map', 'at_p', 'at_groups', 'at_start']
-    told_of = [(name, record[name]) for name in names if record.get(name) not in (None, False)]
-    return ', '.join(f'{name} {told(value)}' for name, value in told_of) or 'labels alone'
+        names += ['method', 'beta', 'beta_decay', 'at_groups', 'at_start']
+        names += ['at_map', 'at_p'] if record.get('method', 'at') == 'at' else []
+    groups = [0, 1, 2, 3] if 'imagenetpath' in record else [0, 1, 2]
+    usual = {'method': 'at', 'beta_decay': 'none', 'at_map': 'sum', 'at_p': 2, 'at_start': 1}
+    usual |= {'at_groups': groups, 'finetune': False}
+    acting = [name for name in names if record.get(name, usual.get(name)) != usual.get(name)]
+    return ', '.join(f'{name} {told(record[name])}' for name in acting) or 'labels alone'
 
 
 def methods(runs) -> list:
-    """A line for each row that has finished runs; two methods in it where they differ."""
-    lines = []
+    """A line for each method, with the rows that were trained by it; where one row has several, with their runs."""
+    lines = {}
     for stem, of_stem in runs.items():
-        records = [run.records[-1] for run in of_stem if run.finished()]
-        found = sorted({method_of(record) for record in records if 'evaluate' not in record})
-        if found and found != ['labels alone']:
-            lines.append(f'{stem}: {"; OTHERS: ".join(found)}')
-    return lines
+        done = [run for run in of_stem if run.finished() and 'epoch' in run.records[-1]]
+        found = {run.name: method_of(run.records[-1]) for run in done}
+        for name, method in found.items():
+            row = stem if len(set(found.values())) == 1 else name
+            lines.setdefault(method, {})[row] = None
+    return [f'{method}: {", ".join(rows)}' for method, rows in lines.items()]
 
 
 def missing(runs) -> list:
