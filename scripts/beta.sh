@@ -31,5 +31,4 @@ for s in $SEEDS; do
   done
 done
 wait_for_all
-summarize beta
-tool scripts/summarize.py beta "$LOGS" --seeds $SEEDS --save "$LOGS/beta.svg"
+summarize beta "$LOGS/beta.svg"

@@ -175,9 +175,9 @@ tool() {
   if [ -n "${DRY_RUN:-}" ]; then say python "$@"; else "$VENV_PYTHON" "$@"; fi
 }
 
-# summarize TABLE: the table of the runs in LOGS, printed, and written beside them.
+# summarize TABLE [PICTURE]: the table of the runs in LOGS, printed, and written beside them.
 # shellcheck disable=SC2086  # seeds are numbers
-summarize() { tool scripts/summarize.py "$1" "$LOGS" --seeds $SEEDS --save "$LOGS/$1.md"; }
+summarize() { tool scripts/summarize.py "$1" "$LOGS" --seeds $SEEDS --save "$LOGS/$1.md" "${@:2}"; }
 
 # evaluate NAME OPTIONS...: imagenet.py tests a net as it is; what it prints is kept as LOGS/NAME.txt, and not done again.
 evaluate() {

@@ -31,6 +31,7 @@ done
 wait_for_all
 
 # EPOCHS, times the measured ratio of the time of an epoch with AT to that of one without. Kept, so that later starts go on with the same.
+# A machine that was busier in one of the two misleads it.
 measured=$LOGS/equal_time_to_$EPOCHS
 if [ -n "${DRY_RUN:-}" ]; then
   echo '# the next --epochs is measured when the runs above are done; here stands what a ratio of 1.5 gives'

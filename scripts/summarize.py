@@ -257,7 +257,7 @@ parser = utils.Parser(__doc__)
 parser.add_argument('table', metavar='TABLE', choices=list(TABLES), help=', '.join(TABLES))
 parser.add_argument('logs', metavar='LOGS', help='the folder of the runs: LOGS/NAME_seedN/log.txt, or LOGS/NAME_seedN.txt')
 parser.add_argument('--seeds', nargs='+', type=number(int, 0), metavar='N', help='seeds that the table is of (default: those that its runs have)')
-parser.add_argument('--save', metavar='FILE', help='also write it: .md, the table; of beta .svg or .png, a picture')
+parser.add_argument('--save', nargs='+', metavar='FILE', help='also write it: .md, the table; of beta .svg or .png, a picture')
 parser.add_argument('--equal_time', type=number(int, 0), metavar='EPOCHS', help='controls: print only for how many epochs the student alone trains in the time of so many with AT')
 # fmt: on
 
@@ -268,29 +268,29 @@ def main(argv=None):
     if not logs.is_dir():
         raise UserError(f'{logs}: no such folder; give the one that holds the runs')
     suffixes = ['.md', '.svg', '.png'] if opt.table == 'beta' else ['.md']
-    if opt.save and Path(opt.save).suffix not in suffixes:
-        raise UserError(f'--save {opt.save}: must end in {" or ".join(suffixes)}')
+    files = [Path(file) for file in opt.save or []]
+    for file in files:
+        if file.suffix not in suffixes:
+            raise UserError(f'--save {file}: must end in {" or ".join(suffixes)}')
+        utils.check_writable(file.parent)
     if opt.equal_time is not None:
         if opt.table != 'controls':
             raise UserError('--equal_time: goes with controls')
         print(equal_time(logs, opt.equal_time))
         return
-    if opt.save:
-        utils.check_writable(Path(opt.save).parent)
     sections = [s._replace(rows=expand(s.rows, logs)) for s in TABLES[opt.table]]
-    seeds = opt.seeds or sorted(
-        {n for s in sections for row in s.rows for n in seeds_of(row[2], logs)}
-    )
+    stems = {stem for section in sections for _, _, stem in section.rows}
+    seeds = opt.seeds or sorted({seed for stem in stems for seed in seeds_of(stem, logs)})
     runs = {row[2]: read_runs(row[2], seeds, logs) for s in sections for row in s.rows}
-    if opt.save and Path(opt.save).suffix != '.md':
-        write_picture(Path(opt.save), draw_beta(runs, sections[0]))
-    else:
-        text = '\n\n'.join([table(sections, runs), *notes(opt.table, runs, logs)])
-        print(text)
-        if opt.save:
-            utils.write_text(opt.save, text + '\n')
-    if opt.save:
-        print(f'wrote {opt.save}')
+    text = '\n\n'.join([table(sections, runs), *notes(opt.table, runs, logs)]) + '\n'
+    print(text)
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == '.md':
+            utils.write_text(file, text)
+        else:
+            write_picture(file, draw_beta(runs, sections[0]))
+        print(f'wrote {file}')
 
 
 # ---------------------------------------------------------------- runs

@@ -347,13 +347,14 @@ def test_every_line_trains_and_the_table_is_whole(script, trained, tmp_path, cap
     assert text.count('—') == (12 if script == 'figure_convergence' else 0)
 
 
-def make_photographs(root, classes=3, n=4):
+def make_photographs(root, classes=3, n=4, size=(48, 40), splits=('train', 'val')):
+    """root/SPLIT/CLASS/*.png: noise, lighter from class to class."""
     rng = np.random.default_rng(0)
-    for split in 'train', 'val':
+    for split in splits:
         for c in range(classes):
             (root / split / f'class{c}').mkdir(parents=True)
             for i in range(n):
-                image = rng.integers(60 * c, 60 * c + 80, (48, 40, 3), np.uint8)
+                image = rng.integers(60 * c, 60 * c + 80, (*size, 3), np.uint8)
                 cv2.imwrite(str(root / split / f'class{c}' / f'{i}.png'), image)
     return root
 
@@ -389,8 +390,9 @@ def test_tables_4_and_5_on_a_few_photographs(tmp_path, trained):
 def test_a_script_that_is_killed_goes_on_and_leaves_alone_what_is_done(tmp_path):
     logs = tmp_path / 'logs'
     given = {'SEEDS': '0', 'EPOCHS': '1', 'BETAS': '100', 'LOGS': str(logs), 'JOBS': '2'}
-    given['EXTRA'] = '--dataset shapes --validate 200 --depth 10 --width 0.25 --batch_size 1000'
-    given['EXTRA'] += ' --nthread 1'
+    root = make_photographs(tmp_path / 'set', 2, 6, (32, 32), ('train', 'test'))
+    given['DATAROOT'] = str(root)
+    given['EXTRA'] = '--validate 4 --depth 10 --width 0.25 --nthread 1'
     begun = start('beta', **given)
     until(lambda: (logs / 'wrn_16_1_seed0' / 'model.hkl').exists() or begun.poll() is not None)
     begun.send_signal(signal.SIGTERM)
