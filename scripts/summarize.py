@@ -93,14 +93,14 @@ TABLES = {
             'WRN-16-1 from WRN-16-2, by map',
             [
                 ('student, no map', 8.77, 'wrn_16_1'),
-                ('sum abs(A)', 7.99, 'at_p1_wrn_16_1_from_wrn_16_2'),
-                ('sum abs(A)^2', 7.93, 'at_wrn_16_1_from_wrn_16_2'),
-                ('sum abs(A)^4', 8.09, 'at_p4_wrn_16_1_from_wrn_16_2'),
-                ('max abs(A)', 8.08, 'at_max_wrn_16_1_from_wrn_16_2'),
+                ('sum |A|', 7.99, 'at_p1_wrn_16_1_from_wrn_16_2'),
+                ('sum |A|^2', 7.93, 'at_wrn_16_1_from_wrn_16_2'),
+                ('sum |A|^4', 8.09, 'at_p4_wrn_16_1_from_wrn_16_2'),
+                ('max |A|', 8.08, 'at_max_wrn_16_1_from_wrn_16_2'),
             ],
         ),
         Section(
-            'WRN-16-1 from WRN-16-2, sum abs(A)^2, by group',
+            'WRN-16-1 from WRN-16-2, sum |A|^2, by group',
             [
                 ('student, no group', 8.77, 'wrn_16_1'),
                 ('group 1', 8.11, 'at_group0_wrn_16_1_from_wrn_16_2'),
@@ -460,7 +460,7 @@ def table(sections, runs) -> str:
                     gain_shown(compared),
                 ]
             )
-    return aligned([['', *head], *lines])
+    return utils.markdown([['', *head], *lines])
 
 
 def shown(value):
@@ -488,18 +488,6 @@ def gain_shown(found):
     mean, half, n = found
     mean = round(mean, 2) + 0.0  # no -0.00
     return f'{mean:+.2f}' if half is None else f'{mean:+.2f} ± {half:.2f} (n = {n})'
-
-
-def aligned(rows) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        '| '
-        + ' | '.join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths)))
-        + ' |'
-        for row in rows
-    ]
-    rule = '|' + '|'.join('-' * (w + 1) + (':' if i else '-') for i, w in enumerate(widths)) + '|'
-    return '\n'.join([lines[0], rule, *lines[1:]])
 
 
 def notes(name, runs, logs) -> list:

@@ -25,11 +25,13 @@ import utils
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))
+import plot
 import summarize
 
 CIFAR = ['table1', 'table2', 'table3', 'figure_convergence', 'cifar100', 'controls', 'beta']
 PHOTOGRAPHS = ['table4', 'table5']
 PROGRAMS = {'cifar.py': cifar, 'imagenet.py': imagenet, 'scripts/summarize.py': summarize}
+PROGRAMS['scripts/plot.py'] = plot
 MINE = {'SEEDS', 'EPOCHS', 'LOGS', 'DATAROOT', 'EXTRA', 'JOBS', 'NPROC', 'DRY_RUN', 'BETAS', 'CUB'}
 MINE |= {'SCENES', 'IMAGENET', 'STUDENT_PARAMS', 'TEACHER_PARAMS', 'CUDA_VISIBLE_DEVICES'}
 
@@ -201,7 +203,7 @@ def test_table4_fine_tunes_the_teacher_and_then_the_student():
     runs = options('table4', SEEDS='2', STUDENT_PARAMS='18.hkl', TEACHER_PARAMS='34.hkl')
     assert len(runs) == 8
     for name, opt in runs.items():
-        check(opt, finetune=True, image_size=224, seed=2)
+        check(opt, finetune=True, image_size=224, train_crop='plain', seed=2)
         assert opt.imagenetpath.endswith('birds' if 'cub' in name else 'rooms')
         teacher = '_from_' not in name and '_34' in name
         assert opt.depth == (34 if teacher else 18)
@@ -327,8 +329,7 @@ def trained(tmp_path_factory):
             patch.setattr(data, 'SHAPES_TRAIN', 100)
             patch.setattr(data, 'SHAPES_TEST', 50)
             for program, *words in commands(script, **given):
-                if program in PROGRAMS:
-                    PROGRAMS[program].main([w if w != '5000' else '20' for w in words])
+                PROGRAMS[program].main([w if w != '5000' else '20' for w in words])
         return Path(given['LOGS'])
 
     return train
@@ -345,6 +346,10 @@ def test_every_line_trains_and_the_table_is_whole(script, trained, tmp_path, cap
     assert 'epochs 1' in text and 'dataset shapes' in text
     # Only the stretches of 200 epochs have no value after one epoch.
     assert text.count('—') == (12 if script == 'figure_convergence' else 0)
+    pictures = {'figure_convergence': 'convergence_seed0.svg', 'beta': 'beta.svg'}
+    if script in pictures:
+        root = xml.etree.ElementTree.parse(logs / pictures[script]).getroot()
+        assert root.tag.endswith('svg')
 
 
 def make_photographs(root, classes=3, n=4, size=(48, 40), splits=('train', 'val')):
@@ -555,7 +560,7 @@ def summary(logs, *words, capsys):
     summarize.main([*words[:1], str(logs), *words[1:]])
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if line.startswith('|')]
-    rows = [[c.strip() for c in line.strip('|').split('|')] for line in lines]
+    rows = [[c.strip() for c in re.split(r'(?<!\\)\|', line)[1:-1]] for line in lines]
     return rows, out.split('\n\n', 1)[1]
 
 
@@ -571,9 +576,9 @@ def test_summary_has_median_range_and_the_gain_of_pairs(tmp_path, capsys):
     # Differences 1, 0.5, 2: mean 7/6, standard deviation 0.7638; 4.303 = t of 2 degrees of freedom.
     half = 4.303 * statistics.stdev([1, 0.5, 2]) / math.sqrt(3)
     gain = f'+1.17 ± {half:.2f} (n = 3)'
-    assert by_name['sum abs(A)^2'][3:] == ['7.93', '8.00', '7.50–8.00', '3', gain]
-    assert by_name['sum abs(A)'][3:] == ['7.99', '7.25', '', '1', '+0.75'], 'paired with seed 1'
-    assert by_name['sum abs(A)^4'][3:] == ['8.09', '—', '', '', '']
+    assert by_name[r'sum \|A\|^2'][3:] == ['7.93', '8.00', '7.50–8.00', '3', gain]
+    assert by_name[r'sum \|A\|'][3:] == ['7.99', '7.25', '', '1', '+0.75'], 'paired with seed 1'
+    assert by_name[r'sum \|A\|^4'][3:] == ['8.09', '—', '', '', '']
     assert 'at_p4_wrn_16_1_from_wrn_16_2: missing (seeds 0, 1, 2)' in text
     assert 'at_p1_wrn_16_1_from_wrn_16_2: missing (seeds 0, 2)' in text
     assert '- beta 1000, at_p 1: at_p1_wrn_16_1_from_wrn_16_2\n' in text
