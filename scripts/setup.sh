@@ -1,12 +1,14 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: `. scripts/setup.sh` leaves the repository root as working directory and a Python with everything
 # of requirements.txt in $VENV_PYTHON. A second time it does nothing unless requirements.txt has changed.
 #
 #   PYTHON=python3.12   the Python to make .venv with (default: python3); 3.10 or newer, with venv
 #   VENV=DIR            an environment to use as it is, nothing is installed into it
+#   DRY_RUN=1           nothing is made or installed
 
 case ${VENV:-/} in /*) ;; *) VENV=$PWD/$VENV ;; esac
 case ${PYTHON:-} in */*) PYTHON=$(cd "$(dirname "$PYTHON")" 2> /dev/null && pwd)/$(basename "$PYTHON") ;; esac
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 complain() {
   echo "$(basename "$0"): error: $*" >&2
@@ -37,7 +39,9 @@ install_requirements() {
   fi
 }
 
-if [ -n "${VENV:-}" ]; then
+if [ -n "${DRY_RUN:-}" ]; then
+  VENV_PYTHON=python
+elif [ -n "${VENV:-}" ]; then
   VENV_PYTHON=$VENV/bin/python
   [ -x "$VENV_PYTHON" ] || complain "VENV=$VENV: there is no $VENV_PYTHON"
 else

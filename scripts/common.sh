@@ -1,0 +1,194 @@
+# shellcheck shell=bash
+# Sourced by the scripts that reproduce tables and figures. Each line of theirs is a run, whose name is that of its folder in LOGS.
+# They may be stopped, or killed, and started again at any time: what is done is skipped, and what was cut off goes on. Environment:
+#
+#   SEEDS="0 1 2"   seed s learns from the teacher of seed s          EPOCHS=200   length of a run
+#   DATAROOT=~/data where the CIFAR files are, or go; a folder with train/CLASS/* and test/CLASS/* is used as it is
+#   LOGS=DIR        where the runs go                                 EXTRA="--dtype bfloat16 --compile"   options that each run ends with
+#   JOBS=2          runs side by side, each on a GPU of its own where there are several; what they print is then in LOGS/NAME.out
+#   DRY_RUN=1       print the commands, and do nothing                PYTHON, VENV: see setup.sh
+#
+# Two of these scripts at a time may come to the same net; the second then stops and says so.
+
+caller=$PWD
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+# A path of the caller's as it is seen from the repository root, which is the working directory now.
+from_root() {
+  local path=$1
+  case $path in /*) ;; *) path=$caller/$path ;; esac
+  echo "${path#"$PWD"/}"
+}
+
+JOBS=${JOBS:-1}
+case $JOBS in *[!0-9]* | 0*) complain "JOBS=$JOBS: must be a whole number of at least 1" ;; esac
+case ${EPOCHS:-1} in *[!0-9]*) complain "EPOCHS=$EPOCHS: must be a whole number" ;; esac
+case ${SEEDS:-0} in *[!0-9\ ]*) complain "SEEDS=$SEEDS: must be whole numbers, such as SEEDS=\"0 1 2\"" ;; esac
+[ -z "${LOGS:-}" ] || LOGS=$(from_root "$LOGS")
+DATAROOT=$(from_root "${DATAROOT:-$HOME/data}")
+read -r -a extra <<< "${EXTRA:-}"
+python=("$VENV_PYTHON")
+recipe=() # the options of all runs, which the script that sources this fills in
+IFS=, read -r -a gpus <<< "${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null | tr '\n' ,)}"
+
+# ---------------------------------------------------------------- runs
+
+# find_cifar CIFAR10: sets `dataset` to the options that say where that set is.
+find_cifar() {
+  dataset=(--dataset "$1" --dataroot "$DATAROOT")
+  [ ! -d "$DATAROOT/train" ] || dataset=(--dataset folder --dataroot "$DATAROOT")
+  [ -z "${DRY_RUN:-}" ] && [ "${dataset[1]}" = "$1" ] || return 0
+  case " ${EXTRA:-} " in *' --dataset'[\ =]*) return ;; esac
+  mkdir -p "$DATAROOT"
+  # Fetched once, before runs side by side would do so into the same files.
+  [ "$JOBS" = 1 ] || "$VENV_PYTHON" -c 'import sys, data, utils; sys.exit(utils.call_main(lambda argv: data.open_sets(*argv), sys.argv[1:]))' "$1" "$DATAROOT"
+}
+
+# cifar NAME OPTIONS...: the run LOGS/NAME. `${a[@]+"${a[@]}"}` is an array that may be empty, for bash 3.2.
+cifar() { run cifar.py "$1" "${dataset[@]}" ${recipe[@]+"${recipe[@]}"} "${@:2}"; }
+
+# imagenet NAME OPTIONS...
+imagenet() { run imagenet.py "$1" ${recipe[@]+"${recipe[@]}"} "${@:2}"; }
+
+# Sets `python` to torchrun where NPROC asks for several processes in a run.
+use_processes() {
+  case ${NPROC:-1} in *[!0-9]* | 0*) complain "NPROC=$NPROC: must be a whole number of at least 1" ;; esac
+  [ "${NPROC:-1}" -gt 1 ] || return 0
+  [ "$JOBS" = 1 ] || complain "NPROC=$NPROC with JOBS=$JOBS: give one of them, runs that share the GPUs or runs side by side"
+  python+=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
+}
+
+# check_file VARIABLE COMMAND: the file that the variable names must be there; the command makes one.
+check_file() {
+  [ -n "${DRY_RUN:-}" ] || [ -e "${!1}" ] || complain "$1=${!1}: there is no such file; make one with $2, or name another"
+}
+
+pids=() names=() # of the runs under way, by slot: 0 to JOBS - 1
+
+run() {
+  local script=$1 name=$2 i launch=("${python[@]}")
+  local words=("$script" --save "$LOGS/$name" "${@:3}" --resume ${extra[@]+"${extra[@]}"})
+  if [ -n "${DRY_RUN:-}" ]; then
+    say "${python[@]}" "${words[@]}"
+    return
+  fi
+  if is_done "$LOGS/$name" "${words[@]}"; then
+    echo "== $name: done"
+    return
+  fi
+  wait_for_slot
+  i=$slot
+  echo "== $name"
+  names[i]=$name
+  if [ "$JOBS" = 1 ]; then
+    "${launch[@]}" "${words[@]}" &
+  else
+    mkdir -p "$LOGS"
+    [ ${#gpus[@]} -lt 2 ] || launch=(env CUDA_VISIBLE_DEVICES="${gpus[i % ${#gpus[@]}]}" "${launch[@]}")
+    "${launch[@]}" "${words[@]}" >> "$LOGS/$name.out" 2>&1 &
+  fi
+  pids[i]=$!
+  [ "$JOBS" -gt 1 ] || wait_for_all
+}
+
+# The command, as a shell would take it.
+say() {
+  local word line=
+  for word in "$@"; do
+    case $word in *[!A-Za-z0-9_./=+:,@%-]* | '') word="'${word//\'/\'\\\'\'}'" ;; esac
+    line="$line $word"
+  done
+  echo "${line# }"
+}
+
+# is_done FOLDER WORDS...: whether its log has the last epoch, without a start of Python. A kill between the log and the weights leaves weights that
+# are older, which the run itself then puts right. Other options than the epochs are not compared.
+is_done() {
+  local folder=$1 word before='' epochs=''
+  for word in "${@:2}"; do
+    [ "$before" != --epochs ] || epochs=$word
+    case $word in --epochs=*) epochs=${word#*=} ;; esac
+    before=$word
+  done
+  [ -f "$folder/model.hkl" ] && [ ! "$folder/log.txt" -nt "$folder/model.hkl" ] || return 1
+  tail -n 1 "$folder/log.txt" 2> /dev/null | grep -q "\"epoch\": $epochs,"
+}
+
+# Sets `slot` to a free one, and waits until there is one.
+wait_for_slot() {
+  while :; do
+    collect
+    for ((slot = 0; slot < JOBS; slot++)); do
+      [ -n "${pids[slot]:-}" ] || return 0
+    done
+    sleep 0.2
+  done
+}
+
+# Waits for all runs: a teacher must be finished before its students begin.
+wait_for_all() {
+  while collect && [ "$under_way" -gt 0 ]; do sleep 0.2; done
+}
+
+# Frees the slots of runs that have ended, and sets `under_way` to the number of those that have not. A run that failed ends the script.
+collect() {
+  local i status running
+  running=" $(jobs -rp | tr '\n' ' ')" under_way=0
+  for ((i = 0; i < JOBS; i++)); do
+    [ -n "${pids[i]:-}" ] || continue
+    case $running in *" ${pids[i]} "*)
+      under_way=$((under_way + 1))
+      continue
+      ;;
+    esac
+    status=0
+    wait "${pids[i]}" || status=$?
+    pids[i]=
+    [ "$status" = 0 ] || fail "${names[i]}" "$status"
+  done
+}
+
+fail() {
+  local output="$LOGS/$1.out"
+  if [ "$JOBS" -gt 1 ]; then tail -n 3 "$output" >&2; fi
+  echo "$(basename "$0"): error: the run $1 failed, exit status $2 (see above); once that is put right, the same command goes on" >&2
+  exit "$2"
+}
+
+# Whatever ends the script ends its runs, which first finish what they write.
+stop_runs() {
+  local pid
+  trap '' INT TERM
+  for pid in ${pids[@]+"${pids[@]}"}; do
+    [ -z "$pid" ] || kill "$pid" 2> /dev/null || true
+  done
+  wait
+}
+trap stop_runs EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# ---------------------------------------------------------------- results
+
+# tool WORDS...: a script that reads what the runs have written.
+tool() {
+  if [ -n "${DRY_RUN:-}" ]; then say python "$@"; else "$VENV_PYTHON" "$@"; fi
+}
+
+# summarize TABLE [PICTURE]: the table of the runs in LOGS, printed, and written beside them.
+# shellcheck disable=SC2086  # seeds are numbers
+summarize() { tool scripts/summarize.py "$1" "$LOGS" --seeds $SEEDS --save "$LOGS/$1.md" "${@:2}"; }
+
+# evaluate NAME OPTIONS...: imagenet.py tests a net as it is; what it prints is kept as LOGS/NAME.txt, and not done again.
+evaluate() {
+  local words=(imagenet.py "${@:2}" ${extra[@]+"${extra[@]}"}) file=$LOGS/$1.txt
+  if [ -n "${DRY_RUN:-}" ]; then
+    say "${python[@]}" "${words[@]}"
+  elif [ ! -s "$file" ]; then
+    echo "== $1"
+    mkdir -p "$LOGS"
+    "${python[@]}" "${words[@]}" > "$file.part" || complain "the test of $1 failed (see above)"
+    mv "$file.part" "$file"
+    cat "$file"
+  fi
+}

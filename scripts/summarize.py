@@ -1,0 +1,665 @@
+"""The tables of the paper, and of the controls, from the logs of the runs: the paper's numbers beside ours.
+
+    python scripts/summarize.py table1 logs/epochs200 --save table1.md
+    python scripts/summarize.py beta logs/beta_epochs200 --save beta.svg        # held-out error against --beta
+
+TABLE is table1 to table5, convergence, cifar100, controls or beta, each made by the script of that name. Ours is the last epoch's error, median and range over
+the seeds. The gain over the student alone is taken seed by seed: its mean, and the 95 % interval of Student's t. What is missing is said to be
+missing: no number stands for a run that has not finished.
+"""
+
+import math
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import resnet
+import utils
+from utils import UserError, number
+
+# ---------------------------------------------------------------- the tables
+
+
+class Section(NamedTuple):
+    """Rows that are compared with the first of them, the student alone. A row: what it is, the paper's number in per cent (None where there
+    is none), and the name of its runs without _seedN. A name with * stands for a row for each --beta.
+
+    measure: 'error' or 'accuracy'. top: 0 of top-1, 1 of top-5. epochs: (first, last) of which the mean is taken, () for the last epoch alone."""
+
+    title: str
+    rows: list
+    measure: str = 'error'
+    top: int = 0
+    epochs: tuple = ()
+
+
+TABLES = {
+    'table1': [
+        Section(
+            'NIN-thin from NIN-wide',
+            [
+                ('student', 9.38, 'nin_96'),
+                ('AT', 8.93, 'at_nin_96_from_nin_192'),
+                ('F-ActT', 9.05, 'factt_nin_96_from_nin_192'),
+                ('KD', 8.55, 'kd_nin_96_from_nin_192'),
+                ('AT + KD', 8.33, 'at_kd_nin_96_from_nin_192'),
+                ('teacher', 7.28, 'nin_192'),
+            ],
+        ),
+        Section(
+            'WRN-16-1 from WRN-16-2',
+            [
+                ('student', 8.77, 'wrn_16_1'),
+                ('AT', 7.93, 'at_wrn_16_1_from_wrn_16_2'),
+                ('F-ActT', 8.51, 'factt_wrn_16_1_from_wrn_16_2'),
+                ('KD', 7.41, 'kd_wrn_16_1_from_wrn_16_2'),
+                ('AT + KD', 7.51, 'at_kd_wrn_16_1_from_wrn_16_2'),
+                ('teacher', 6.31, 'wrn_16_2'),
+            ],
+        ),
+        Section(
+            'WRN-16-1 from WRN-40-1',
+            [
+                ('student', 8.77, 'wrn_16_1'),
+                ('AT', 8.25, 'at_wrn_16_1_from_wrn_40_1'),
+                ('F-ActT', 8.62, 'factt_wrn_16_1_from_wrn_40_1'),
+                ('KD', 8.39, 'kd_wrn_16_1_from_wrn_40_1'),
+                ('AT + KD', 8.01, 'at_kd_wrn_16_1_from_wrn_40_1'),
+                ('teacher', 6.58, 'wrn_40_1'),
+            ],
+        ),
+        Section(
+            'WRN-16-2 from WRN-40-2',
+            [
+                ('student', 6.31, 'wrn_16_2'),
+                ('AT', 5.85, 'at_wrn_16_2_from_wrn_40_2'),
+                ('F-ActT', 6.24, 'factt_wrn_16_2_from_wrn_40_2'),
+                ('KD', 6.08, 'kd_wrn_16_2_from_wrn_40_2'),
+                ('AT + KD', 5.71, 'at_kd_wrn_16_2_from_wrn_40_2'),
+                ('teacher', 5.23, 'wrn_40_2'),
+            ],
+        ),
+    ],
+    'table2': [
+        Section(
+            'WRN-16-1 from WRN-16-2, by map',
+            [
+                ('student, no map', 8.77, 'wrn_16_1'),
+                ('sum |A|', 7.99, 'at_p1_wrn_16_1_from_wrn_16_2'),
+                ('sum |A|^2', 7.93, 'at_wrn_16_1_from_wrn_16_2'),
+                ('sum |A|^4', 8.09, 'at_p4_wrn_16_1_from_wrn_16_2'),
+                ('max |A|', 8.08, 'at_max_wrn_16_1_from_wrn_16_2'),
+            ],
+        ),
+        Section(
+            'WRN-16-1 from WRN-16-2, sum |A|^2, by group',
+            [
+                ('student, no group', 8.77, 'wrn_16_1'),
+                ('group 1', 8.11, 'at_group0_wrn_16_1_from_wrn_16_2'),
+                ('group 2', 7.96, 'at_group1_wrn_16_1_from_wrn_16_2'),
+                ('group 3', 7.97, 'at_group2_wrn_16_1_from_wrn_16_2'),
+                ('all three', 7.93, 'at_wrn_16_1_from_wrn_16_2'),
+            ],
+        ),
+    ],
+    'table3': [
+        Section(
+            'NIN-thin without batch norm',
+            [
+                ('baseline', 13.5, 'nin_96_no_bn'),
+                ('min-l2', 12.5, 'minl2_nin_96_no_bn'),
+                ('gradient-based AT', 12.1, 'grad_nin_96_no_bn_from_nin_192'),
+                ('KD', 12.1, 'kd_nin_96_no_bn_from_nin_192'),
+                ('symmetry norm', 11.8, 'sym_nin_96_no_bn'),
+                ('activation-based AT', 11.2, 'at_nin_96_no_bn_from_nin_192_no_pool_relu'),
+            ],
+        ),
+    ],
+    'table4': [
+        Section(
+            title,
+            [
+                ('student ResNet-18', student, f'{data}_resnet_18'),
+                ('KD', kd, f'kd_{data}_resnet_18_from_resnet_34'),
+                ('AT', at, f'at_{data}_resnet_18_from_resnet_34'),
+                ('teacher ResNet-34', teacher, f'{data}_resnet_34'),
+            ],
+        )
+        for title, data, student, kd, at, teacher in (
+            ('CUB', 'cub', 28.5, 27.0, 27.0, 26.5),
+            ('Scenes', 'scenes', 28.2, 28.1, 27.1, 26.0),
+        )
+    ],
+    'table5': [
+        Section(
+            title,
+            [
+                ('student ResNet-18', student, 'resnet_18'),
+                ('AT', at, 'at_resnet_18_from_resnet_34'),
+                ('teacher ResNet-34', teacher, 'resnet_34'),
+            ],
+            top=top,
+        )
+        for title, top, student, at, teacher in (
+            ('top-1', 0, 30.4, 29.3, 26.1),
+            ('top-5', 1, 10.8, 10.0, 8.3),
+        )
+    ],
+    'convergence': [
+        Section(
+            title,
+            [
+                ('student WRN-16-1', student, 'wrn_16_1'),
+                ('AT', at, 'at_wrn_16_1_from_wrn_16_2'),
+                ('F-ActT', factt, 'factt_wrn_16_1_from_wrn_16_2'),
+            ],
+            epochs=epochs,
+        )
+        for title, epochs, student, at, factt in (
+            ('mean of epochs 50-59', (50, 59), 22.0, 18.4, 20.4),
+            ('mean of epochs 61-99', (61, 99), 12.5, 11.5, 12.4),
+            ('mean of epochs 101-139', (101, 139), 9.5, 8.7, 9.3),
+            ('mean of epochs 141-160', (141, 160), 8.7, 8.0, 8.5),
+            ('last epoch', (), 8.77, 7.93, 8.51),
+        )
+    ],
+    'cifar100': [
+        Section(
+            'WRN-16-2 from WRN-40-2',
+            [
+                ('student', 73.26, 'wrn_16_2'),
+                ('KD', 74.92, 'kd_wrn_16_2_from_wrn_40_2'),
+                ('AT', 74.08, 'at_wrn_16_2_from_wrn_40_2'),
+                ('teacher', 75.61, 'wrn_40_2'),
+            ],
+            measure='accuracy',
+        ),
+        Section(
+            'WRN-40-1 from WRN-40-2',
+            [
+                ('student', 71.98, 'wrn_40_1'),
+                ('KD', 73.54, 'kd_wrn_40_1_from_wrn_40_2'),
+                ('AT', 72.77, 'at_wrn_40_1_from_wrn_40_2'),
+                ('teacher', 75.61, 'wrn_40_2'),
+            ],
+            measure='accuracy',
+        ),
+    ],
+    'controls': [
+        Section(
+            'WRN-16-1',
+            [
+                ('student', 8.77, 'wrn_16_1'),
+                ('AT from WRN-16-2', 7.93, 'at_wrn_16_1_from_wrn_16_2'),
+                ('AT from an untrained WRN-16-2', None, 'at_wrn_16_1_from_untrained_wrn_16_2'),
+                ('AT from another WRN-16-1', None, 'at_wrn_16_1_from_wrn_16_1'),
+                ('alone, for as long as with AT', None, 'wrn_16_1_equal_time'),
+            ],
+        ),
+    ],
+    'beta': [
+        Section(
+            'WRN-16-1 from WRN-16-2, held-out training images',
+            [
+                ('student', None, 'wrn_16_1'),
+                ('KD', None, 'kd_wrn_16_1_from_wrn_16_2'),
+                ('AT', None, 'at_beta*_wrn_16_1_from_wrn_16_2'),
+                ('AT + KD', None, 'at_kd_beta*_wrn_16_1_from_wrn_16_2'),
+                ('teacher', None, 'wrn_16_2'),
+            ],
+        ),
+    ],
+}
+# What the paper's numbers are, where they are not single runs.
+PUBLISHED = {
+    'table1': "The paper's numbers are medians of 5 seeds.",
+    'table2': "The paper's numbers are medians of 5 seeds.",
+    'convergence': "The paper's numbers are read off the curves, about ±0.1; those of the last epoch are Table 1's.",
+    'cifar100': 'The published numbers are those of RepDistiller, means of 5 runs, whose border, normalisation, initial batch norms and momentum at drops differ from ours.',
+}
+PAPER_DROPS = [60, 120, 160]  # of the 200 epochs that the convergence figure's stretches are of
+
+# What a log tells of how a run was trained. The options that make a row what it is are told row by row, see method_of.
+SCHEDULE = (
+    'dataset',
+    'epochs',
+    'epoch_step',
+    'lr',
+    'lr_decay_ratio',
+    'batch_size',
+    'weight_decay',
+    'randomcrop_pad',
+    'train_crop',
+    'image_size',
+    'validate',
+    'dtype',
+    'processes',
+    'torch',
+)
+
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom (Abramowitz & Stegun, table 26.10). Beyond, that of 30: a little too wide.
+T_QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+parser = utils.Parser(__doc__)
+# fmt: off
+parser.add_argument('table', metavar='TABLE', choices=list(TABLES), help=', '.join(TABLES))
+parser.add_argument('logs', metavar='LOGS', help='the folder of the runs: LOGS/NAME_seedN/log.txt, or LOGS/NAME_seedN.txt')
+parser.add_argument('--seeds', nargs='+', type=number(int, 0), metavar='N', help='seeds that the table is of (default: those that its runs have)')
+parser.add_argument('--save', nargs='+', metavar='FILE', help='also write it: .md, the table; of beta .svg or .png, a picture')
+parser.add_argument('--equal_time', type=number(int, 0), metavar='EPOCHS', help='controls: print only for how many epochs the student alone trains in the time of so many with AT')
+# fmt: on
+
+
+def main(argv=None):
+    opt, _ = parser.parse(argv)
+    logs = Path(opt.logs)
+    if not logs.is_dir():
+        raise UserError(f'{logs}: no such folder; give the one that holds the runs')
+    suffixes = ['.md', '.svg', '.png'] if opt.table == 'beta' else ['.md']
+    files = [Path(file) for file in opt.save or []]
+    for file in files:
+        if file.suffix not in suffixes:
+            raise UserError(f'--save {file}: must end in {" or ".join(suffixes)}')
+        utils.check_writable(file.parent)
+    if opt.equal_time is not None:
+        if opt.table != 'controls':
+            raise UserError('--equal_time: goes with controls')
+        print(equal_time(logs, opt.equal_time))
+        return
+    sections = [s._replace(rows=expand(s.rows, logs)) for s in TABLES[opt.table]]
+    stems = {stem for section in sections for _, _, stem in section.rows}
+    seeds = opt.seeds or sorted({seed for stem in stems for seed in seeds_of(stem, logs)})
+    runs = {row[2]: read_runs(row[2], seeds, logs) for s in sections for row in s.rows}
+    text = '\n\n'.join([table(sections, runs), *notes(opt.table, runs, logs)]) + '\n'
+    print(text)
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == '.md':
+            utils.write_text(file, text)
+        else:
+            write_picture(file, draw_beta(runs, sections[0]))
+        print(f'wrote {file}')
+
+
+# ---------------------------------------------------------------- runs
+
+
+class Run(NamedTuple):
+    name: str
+    seed: int | None
+    records: list  # of its log, [] where there is none
+    folder: Path | None  # with its weights
+
+    def finished(self):
+        """Whether its last epoch is done. A net that was only tested (imagenet.py --evaluate) is finished."""
+        last = self.records[-1] if self.records else {}
+        return 'evaluate' in last or 'epoch' in last and last['epoch'] >= last['epochs']
+
+    def state(self):
+        if not self.records:
+            return 'no epoch done' if self.folder else 'missing'
+        return f'epoch {self.records[-1]["epoch"]} of {self.records[-1]["epochs"]}'
+
+
+def log_of(name, logs):
+    """The log of a run: that in its folder, or a copy of it that bears its name."""
+    inside, beside = logs / name / 'log.txt', logs / f'{name}.txt'
+    return beside if beside.is_file() and not inside.is_file() else inside
+
+
+def seeds_of(stem, logs) -> list:
+    found = (re.fullmatch(rf'{re.escape(stem)}_seed(\d+)(\.txt)?', p.name) for p in logs.iterdir())
+    return sorted({int(m[1]) for m in found if m})
+
+
+def expand(rows, logs) -> list:
+    """The rows with one for each --beta in place of those whose name holds a *, in rising order."""
+    expanded = []
+    for label, paper, stem in rows:
+        if '*' not in stem:
+            expanded.append((label, paper, stem))
+            continue
+        pattern = re.compile(
+            rf'({re.escape(stem).replace(re.escape("*"), "([0-9.e+-]+)")})_seed[0-9]+(\.txt)?'
+        )
+        found = {m[1]: m[2] for m in (pattern.fullmatch(p.name) for p in logs.iterdir()) if m}
+        for name, beta in sorted(found.items(), key=lambda item: float(item[1])):
+            expanded.append((f'{label}, beta {float(beta):g}', paper, name))
+    return expanded
+
+
+def read_runs(stem, seeds, logs) -> list:
+    """A Run for each seed, or the one of a net that was only tested, which has none."""
+    tested = logs / f'{stem}.txt'
+    names = [(stem, None)] if tested.is_file() else [(f'{stem}_seed{n}', n) for n in seeds]
+    runs = []
+    for name, seed in names:
+        log, folder = log_of(name, logs), logs / name
+        records = utils.read_log(log) if log.is_file() and log.stat().st_size else []
+        runs.append(Run(name, seed, records, folder if folder.is_dir() else None))
+    return runs
+
+
+def value_of(run, section):
+    """The number of a finished run in per cent, None where it is of another schedule than the section's epochs."""
+
+    def measured(record):
+        acc = record['test_acc']
+        acc = acc[section.top] if isinstance(acc, list) else acc
+        return acc if section.measure == 'accuracy' else 100 - acc
+
+    if not section.epochs:
+        return measured(run.records[-1])
+    if run.records[-1]['epochs'] != 200 or run.records[-1]['epoch_step'] != PAPER_DROPS:
+        return None
+    first, last = section.epochs
+    return statistics.mean(measured(r) for r in run.records if first <= r['epoch'] <= last)
+
+
+def values_of(runs, section) -> dict:
+    """{seed: number} of those runs that have one."""
+    values = {run.seed: value_of(run, section) for run in runs if run.finished()}
+    return {seed: v for seed, v in values.items() if v is not None}
+
+
+def equal_time(logs, epochs) -> int:
+    """Epochs that WRN-16-1 alone trains in the time of `epochs` with AT, by the medians of the logs' train_time."""
+
+    def median(stem):
+        runs = read_runs(stem, seeds_of(stem, logs), logs)
+        times = [r['train_time'] for run in runs if run.finished() for r in run.records]
+        if not times:
+            raise UserError(f'{logs}: no finished run {stem}_seedN to measure')
+        return statistics.median(times)
+
+    return round(epochs * median('at_wrn_16_1_from_wrn_16_2') / median('wrn_16_1'))
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def gain(alone: dict, values: dict, measure: str):
+    """(mean difference, half the width of its 95 % interval, n) of the seeds that both have; positive where `values` are better. The
+    interval is Student's t for pairs, None of a single one. None where there is no pair."""
+    sign = 1 if measure == 'accuracy' else -1
+    differences = [
+        sign * (values[seed] - alone[seed])
+        for seed in sorted(values.keys() & alone.keys(), key=str)
+    ]
+    n = len(differences)
+    if n == 0:
+        return None
+    mean = statistics.mean(differences)
+    if n == 1:
+        return mean, None, n
+    t = T_QUANTILES[min(n - 1, len(T_QUANTILES)) - 1]
+    return mean, t * statistics.stdev(differences) / math.sqrt(n), n
+
+
+def cost(runs) -> tuple:
+    """(parameters, multiply-adds of one image), of the first finished run, None where that cannot be told."""
+    for run in runs:
+        last = run.records[-1] if run.finished() else {}
+        if 'evaluate' in last:
+            return last['n_parameters'], last['multiply_adds']
+        if last and run.folder and (run.folder / 'model.hkl').is_file():
+            f, params, _ = resnet.load_net(run.folder)
+            trained = sum(v.numel() for k, v in params.items() if not utils.is_statistic(k))
+            size = [last.get('image_size', 32)] * 2
+            return trained, utils.multiply_adds(f, params, size, 'cpu')
+        if last:
+            return last.get('n_parameters'), None
+    return None, None
+
+
+# ---------------------------------------------------------------- the table
+
+
+def table(sections, runs) -> str:
+    """As Markdown, a line a row."""
+    measure = sections[0].measure
+    head = [
+        'parameters',
+        'multiply-adds',
+        'paper',
+        f'here: {measure}, %',
+        'range',
+        'n',
+        'gain over the student',
+    ]
+    if measure == 'accuracy':
+        head[2] = 'published'
+    costs = {stem: cost(of_stem) for stem, of_stem in runs.items()}
+    lines = []
+    for section in sections:
+        lines.append([f'**{section.title}**', *[''] * len(head)])
+        alone = values_of(runs[section.rows[0][2]], section)
+        for i, (label, paper, stem) in enumerate(section.rows):
+            values = values_of(runs[stem], section)
+            compared = (
+                None if i == 0 or label.startswith('teacher') else gain(alone, values, measure)
+            )
+            lines.append(
+                [
+                    label,
+                    *costs_shown(*costs[stem]),
+                    shown(paper),
+                    *median_shown(values),
+                    gain_shown(compared),
+                ]
+            )
+    return utils.markdown([['', *head], *lines])
+
+
+def shown(value):
+    return '' if value is None else f'{value:.2f}'
+
+
+def costs_shown(parameters, multiply_adds):
+    return (
+        '' if parameters is None else f'{parameters:,}',
+        '' if multiply_adds is None else f'{multiply_adds / 1e6:,.1f}M',
+    )
+
+
+def median_shown(values):
+    if not values:
+        return '—', '', ''
+    low, high = min(values.values()), max(values.values())
+    spread = f'{low:.2f}–{high:.2f}' if len(values) > 1 else ''
+    return f'{statistics.median(values.values()):.2f}', spread, str(len(values))
+
+
+def gain_shown(found):
+    if found is None:
+        return ''
+    mean, half, n = found
+    mean = round(mean, 2) + 0.0  # no -0.00
+    return f'{mean:+.2f}' if half is None else f'{mean:+.2f} ± {half:.2f} (n = {n})'
+
+
+def notes(name, runs, logs) -> list:
+    """What stands beneath a table: what its numbers are, how the runs were trained, and what is missing."""
+    every = [run for of_stem in runs.values() for run in of_stem]
+    finished = [run for run in every if run.finished() and 'epoch' in run.records[-1]]
+    parts = [
+        f'{logs}: the last epoch, median over n seeds. Gain: mean over the seeds of the points won over the student alone of the same seed, the first row, '
+        f'± the 95 % interval. {PUBLISHED.get(name, "")}'.strip()
+    ]
+    if name == 'convergence' and any(
+        r.records[-1]['epochs'] != 200 or r.records[-1]['epoch_step'] != PAPER_DROPS
+        for r in finished
+    ):
+        parts.append(
+            "Runs of another schedule than the paper's 200 epochs have no means over its stretches of epochs."
+        )
+    if finished:
+        parts.append(bullets('Trained with:', schedules(finished)))
+        parts.append(bullets('By method:', methods(runs)))
+    if lines := missing(runs):
+        parts.append(bullets('Not finished, and left out above:', lines))
+    if not every:
+        parts.append(f'No run of this table is in {logs}.')
+    return parts
+
+
+def bullets(title, lines) -> str:
+    return '\n'.join([title, '', *(f'- {line}' for line in lines)])
+
+
+def told(value):
+    return f'{value:g}' if isinstance(value, float) else str(value).replace(', ', ',')
+
+
+def schedules(runs) -> list:
+    """A line for what all runs have in common, and one for each option that some have otherwise."""
+    common, different = [], []
+    for key in SCHEDULE:
+        having = {}
+        for run in runs:
+            record = run.records[-1]
+            value = (
+                record.get('initial_lr')
+                if key == 'lr'
+                else data_of(record)
+                if key == 'dataset'
+                else record.get(key)
+            )
+            if value is not None:
+                having.setdefault(told(value), []).append(run.name)
+        if len(having) == 1:
+            common.append(f'{key} {next(iter(having))}')
+        elif having:
+            most = max(having, key=lambda v: len(having[v]))
+            rest = [f'{v} ({utils.listing(names, 8)})' for v, names in having.items() if v != most]
+            different.append(
+                f'runs differ in {key}: {"; ".join([f"{most} ({len(having[most])} runs)", *rest])}'
+            )
+    return [', '.join(common), *different]
+
+
+def data_of(record) -> str:
+    """The data set's name, and of a folder its own."""
+    if 'imagenetpath' in record:
+        return Path(str(record['imagenetpath'])).name
+    name = str(record.get('dataset'))
+    return f'folder {Path(str(record.get("dataroot"))).name}' if name == 'folder' else name
+
+
+def method_of(record) -> str:
+    """The options of a run's method, by its log: those that act, and are not the usual ones."""
+    names = ['finetune']
+    if record.get('alpha'):
+        names += ['alpha', 'temperature']
+    if record.get('beta'):
+        names += ['method', 'beta', 'beta_decay', 'at_groups', 'at_start']
+        names += ['at_map', 'at_p'] if record.get('method', 'at') == 'at' else []
+    groups = [0, 1, 2, 3] if 'imagenetpath' in record else [0, 1, 2]
+    usual = {'method': 'at', 'beta_decay': 'none', 'at_map': 'sum', 'at_p': 2, 'at_start': 1}
+    usual |= {'at_groups': groups, 'finetune': False}
+    acting = [name for name in names if record.get(name, usual.get(name)) != usual.get(name)]
+    return ', '.join(f'{name} {told(record[name])}' for name in acting) or 'labels alone'
+
+
+def methods(runs) -> list:
+    """A line for each method, with the rows that were trained by it; where one row has several, with their runs."""
+    lines = {}
+    for stem, of_stem in runs.items():
+        done = [run for run in of_stem if run.finished() and 'epoch' in run.records[-1]]
+        found = {run.name: method_of(run.records[-1]) for run in done}
+        for name, method in found.items():
+            row = stem if len(set(found.values())) == 1 else name
+            lines.setdefault(method, {})[row] = None
+    return [f'{method}: {", ".join(rows)}' for method, rows in lines.items()]
+
+
+def missing(runs) -> list:
+    """A line for each row that lacks a run, with how far its unfinished ones are."""
+    lines = []
+    for stem, of_stem in runs.items():
+        lacking = {}
+        for run in of_stem:
+            if not run.finished():
+                lacking.setdefault(run.state(), []).append(str(run.seed))
+        for state, seeds in lacking.items():
+            lines.append(f'{stem}: {state} (seed{"s" * (len(seeds) > 1)} {", ".join(seeds)})')
+    return lines
+
+
+# ---------------------------------------------------------------- error against beta
+
+
+def draw_beta(runs, section):
+    """Held-out error against --beta, one curve for AT and one for AT + KD; KD and the student alone as lines. Points are medians, bars ranges over seeds."""
+    figure, axes = plt.subplots(figsize=(8, 5), dpi=120, layout='constrained')
+    colours = {'student': '#555555', 'KD': '#009e73', 'AT': '#0072b2', 'AT + KD': '#d55e00'}
+    curves, drawn = {}, False
+    for label, _, stem in section.rows:
+        values = values_of(runs[stem], section)
+        if not values:
+            continue
+        if ', beta ' in label:
+            method, beta = label.split(', beta ')
+            curves.setdefault(method, []).append((float(beta), *spread(values)))
+        elif label in colours:
+            axes.axhline(
+                statistics.median(values.values()),
+                color=colours[label],
+                linestyle='--',
+                linewidth=1.3,
+                label=label,
+            )
+        drawn = True
+    if not drawn:
+        raise UserError('beta: no finished run to draw')
+    for method, points in curves.items():
+        beta, middle, below, above = zip(*points)
+        axes.errorbar(
+            beta,
+            middle,
+            [below, above],
+            color=colours[method],
+            marker='o',
+            markersize=4,
+            capsize=2,
+            linewidth=1.8,
+            label=method,
+        )
+    axes.set_xscale('log')
+    axes.set(
+        xlabel='beta', ylabel='error on held-out training images, %', title='WRN-16-1 from WRN-16-2'
+    )
+    axes.grid(alpha=0.25)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.legend(framealpha=0.9)
+    return figure
+
+
+def spread(values):
+    middle = statistics.median(values.values())
+    return middle, middle - min(values.values()), max(values.values()) - middle
+
+
+def write_picture(file, figure):
+    matplotlib.rcParams['svg.hashsalt'] = 'summarize'  # the same logs give the same bytes
+    metadata = {'Date': None} if file.suffix == '.svg' else None
+    utils.write_atomically(
+        file, lambda part: figure.savefig(part, format=file.suffix[1:], metadata=metadata)
+    )
+    plt.close(figure)
+
+
+if __name__ == '__main__':
+    sys.exit(utils.call_main(main))
