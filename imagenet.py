@@ -183,6 +183,26 @@ def gather(items):
     return [item for part in gathered for item in part]
 
 
+def all_or_none(f, *arguments):
+    """f(*arguments) in every rank. A mistake of the user's, which mostly all ranks find, is told by the first that finds it, and ends them
+    all. f waits for no other rank."""
+    result = mistake = None
+    try:
+        result = f(*arguments)
+    except ValueError as e:
+        if not hasattr(e, 'status'):  # neither utils.UserError nor data.UserError: a bug
+            raise
+        mistake = e
+    statuses = gather([mistake.status if mistake else 0])
+    if any(statuses):
+        if rank() == next(i for i, status in enumerate(statuses) if status):
+            raise mistake
+        with contextlib.suppress(RuntimeError):  # of the connection, once that rank has told it
+            dist.barrier()
+        sys.exit(max(statuses))
+    return result
+
+
 def say(text, file=None):
     if rank() == 0:
         print(text, file=file or sys.stdout, flush=True)
@@ -259,10 +279,14 @@ def check_images(sets, opt):
     broken = gather(data.find_broken(files[rank() :: world_size()], opt.nthread))
     for line in broken:
         say(line, sys.stderr)
-    if broken and not opt.skip_broken:
-        raise UserError(
-            f'--check_images: {len(broken)} images are broken (listed above); remove them, or give --skip_broken'
-        )
+
+    def refuse():
+        if broken and not opt.skip_broken:
+            raise UserError(
+                f'--check_images: {len(broken)} images are broken (listed above); remove them, or give --skip_broken'
+            )
+
+    all_or_none(refuse)
 
 
 # ---------------------------------------------------------------- nets
@@ -604,9 +628,9 @@ def trainable(params):
     return [v for v in params.values() if v.requires_grad]
 
 
-def prepare(opt, device, checkpoint):
-    """(f_student, f_teacher, params, train, val, facts): `params` of both nets on the device, with prefixes student. and teacher., and as
-    facts what a continuation must find unchanged."""
+def load(opt, checkpoint):
+    """(f_student, f_teacher, params_s, params_t, records of the teacher's log, train, val, facts): what is read from files, and as facts what a
+    continuation must find unchanged."""
     f_teacher, params_t, records = (
         load_net_for(opt, 'teacher_params') if opt.teacher_params else (None, {}, [])
     )
@@ -629,6 +653,13 @@ def prepare(opt, device, checkpoint):
         utils.check_facts(facts, checkpoint)
         for photographs, broken in zip((train_set, val), checkpoint['facts'].get('broken', [])):
             photographs.broken.update(broken)
+    return f_student, f_teacher, params_s, params_t, records, train_set, val, facts
+
+
+def prepare(opt, device, checkpoint):
+    """(f_student, f_teacher, params, train, val, facts) as of load; `params` of both nets on the device, with prefixes student. and teacher."""
+    loaded = all_or_none(load, opt, checkpoint)
+    f_student, f_teacher, params_s, params_t, records, train_set, val, facts = loaded
     if opt.check_images:
         check_images((train_set, val), opt)
     nets = {'student': params_s, 'teacher': params_t}
@@ -717,9 +748,14 @@ def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, how)
 
 def evaluate(opt, device):
     """--evaluate: prints one json_stats line."""
-    f, params, records = resnet.load_net(opt.evaluate)
-    _, val = open_photographs(opt)
-    utils.check_classes(f'--evaluate {opt.evaluate}', params, records, val.classes)
+
+    def load_one():
+        f, params, records = resnet.load_net(opt.evaluate)
+        _, val = open_photographs(opt)
+        utils.check_classes(f'--evaluate {opt.evaluate}', params, records, val.classes)
+        return f, params, val
+
+    f, params, val = all_or_none(load_one)
     params = utils.to_device(params, device)
     start = time.time()
     test_loss, test_acc = test(f, params, val, opt, device)

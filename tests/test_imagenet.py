@@ -465,6 +465,25 @@ def test_two_processes_stopped_inside_an_epoch_go_on_to_the_same_bits(home):
     ).read_bytes()
 
 
+def test_a_mistake_is_told_by_one_process(home):
+    """What is found only in loading, by every rank, and a broken image, which one of them finds."""
+    utils.save_params(home / 'small.hkl', resnet.wrn(10, 1, 4)[1])
+    shutil.copytree(home / 'set', home / 'cut')
+    file = sorted((home / 'cut/train').rglob('*.jpg'))[0]
+    file.write_bytes(file.read_bytes()[:200])
+    for options, named in (
+        (['--teacher_params', 'small.hkl', '--beta', 1], 'has no four groups'),
+        (['--evaluate', 'small.hkl'], 'has 4 classes'),
+        (['--imagenetpath', 'cut', '--check_images'], '1 images are broken'),
+    ):
+        done = command(home, *options, '--save', 'logs/mistaken', processes=2)
+        told = [line for line in done.stderr.splitlines() if ': error: ' in line]
+        assert done.returncode != 0 and len(told) == 1, done.stderr
+        assert told[0].startswith('imagenet.py, rank 0: error: ') and named in told[0]
+        # torchrun itself ends in a traceback of its own.
+        assert 'in all_or_none' not in done.stderr and not (home / 'logs/mistaken').exists()
+
+
 # ---------------------------------------------------------------- mistakes
 
 
