@@ -41,7 +41,10 @@ find_cifar() {
   case " ${EXTRA:-} " in *' --dataset'[\ =]*) return ;; esac
   mkdir -p "$DATAROOT"
   # Fetched once, before runs side by side would do so into the same files.
-  [ "$JOBS" = 1 ] || "$VENV_PYTHON" -c 'import sys, data, utils; sys.exit(utils.call_main(lambda argv: data.open_sets(*argv), sys.argv[1:]))' "$1" "$DATAROOT"
+  [ "$JOBS" = 1 ] || "$VENV_PYTHON" -c '
+import sys, data, utils
+sys.argv[0] = "cifar.py"
+sys.exit(utils.call_main(lambda argv: data.open_sets(*argv), sys.argv[1:]))' "$1" "$DATAROOT"
 }
 
 # cifar NAME OPTIONS...: the run LOGS/NAME. `${a[@]+"${a[@]}"}` is an array that may be empty, for bash 3.2.

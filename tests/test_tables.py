@@ -421,9 +421,13 @@ def test_a_script_that_is_killed_goes_on_and_leaves_alone_what_is_done(tmp_path)
 FAKE_PYTHON = """#!/bin/bash
 # Stands for python: a run takes a moment, and writes a log and empty weights. Each says in CALLS when it begins and ends.
 case $1 in *.py) ;; *) exit ;; esac
-case $1 in scripts/*) echo "tool $1" >> "$CALLS"; exit ;; esac
+case $1 in scripts/*) echo "tool $1" >> "$CALLS"; echo 3; exit ;; esac
 while [ $# -gt 0 ]; do
-  case $1 in --save) save=$2 ;; --epochs) epochs=$2 ;; --teacher_id) [ -f "$2/model.hkl" ] || echo "no teacher" >> "$CALLS" ;; esac
+  case $1 in
+    --save) save=$2 ;;
+    --epochs) epochs=$2 ;;
+    --teacher_id | --teacher_params) [ -f "$2/model.hkl" ] || echo "no teacher" >> "$CALLS" ;;
+  esac
   shift
 done
 name=${save##*/}
@@ -495,12 +499,23 @@ def test_a_run_that_fails_stops_the_script_with_its_name(fake, jobs):
     assert status == 0 and '== wrn_16_2_seed0: done' in out and calls()[-1].startswith('tool')
 
 
-def test_runs_side_by_side_have_a_gpu_each_and_teachers_come_first(fake):
+@pytest.mark.parametrize('script', [*CIFAR, 'table4'])
+def test_teachers_are_finished_before_their_students_begin(script, fake, tmp_path):
+    given, calls = fake
+    files = {k: str(tmp_path / 'calls') for k in ('STUDENT_PARAMS', 'TEACHER_PARAMS')}
+    given |= {'JOBS': '30', 'SEEDS': '0 1', 'BETAS': '10'} | files
+    given |= {'CUB': 'birds', 'SCENES': 'rooms'}
+    status, _, err = finish(script, **given)
+    assert status == 0, err
+    assert 'no teacher' not in calls() and calls()[-1].startswith('tool')
+    assert len([c for c in calls() if c.startswith('end')]) == len(options(script, **given))
+
+
+def test_runs_side_by_side_have_a_gpu_each(fake):
     given, calls = fake
     given |= {'JOBS': '2', 'SEEDS': '0 1', 'CUDA_VISIBLE_DEVICES': '5,7'}
     status, _, err = finish('figure_convergence', **given, PAUSE='0.4')
     assert status == 0, err
-    assert 'no teacher' not in calls()
     under_way, most, gpus = {}, 0, set()
     for call in calls():
         kind, name, *gpu = call.split()
