@@ -28,6 +28,8 @@ case ${SEEDS:-0} in *[!0-9\ ]*) complain "SEEDS=$SEEDS: must be whole numbers, s
 DATAROOT=$(from_root "${DATAROOT:-$HOME/data}")
 read -r -a extra <<< "${EXTRA:-}"
 python=("$VENV_PYTHON")
+# --beta of F-ActT, which the paper does not state; not tried against others yet.
+FACTT_BETA=100
 recipe=() # the options of all runs, which the script that sources this fills in
 IFS=, read -r -a gpus <<< "${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null | tr '\n' ,)}"
 

@@ -12,7 +12,6 @@ set -euo pipefail
 SEEDS=${SEEDS:-0}
 EPOCHS=${EPOCHS:-200}
 LOGS=${LOGS:-logs/epochs$EPOCHS}
-FACTT_BETA=1e+3 # not stated in the paper; chosen on held-out training images
 find_cifar CIFAR10
 recipe=(--epochs "$EPOCHS")
 
