@@ -95,17 +95,17 @@ def complete(opt):
             raise UserError(f'--{name}: is for --net nin')
     if opt.epoch_step is None:
         opt.epoch_step = utils.scaled_steps(PUBLISHED_STEPS, PUBLISHED_EPOCHS, opt.epochs)
-    check_method(opt)
+    if opt.method != 'at' and not opt.beta:
+        raise UserError(f'--method {opt.method}: give its weight, --beta')
     utils.complete_losses(opt, 'teacher_id', opt.method in WITHOUT_TEACHER)
+    check_transfer(opt)
     if not opt.save:
         opt.save = os.path.join('logs', run_name(opt))
     return opt
 
 
-def check_method(opt):
-    """Raises UserError where an option has no effect with --method, or --method none without an option."""
-    if opt.method != 'at' and not opt.beta:
-        raise UserError(f'--method {opt.method}: give its weight, --beta')
+def check_transfer(opt):
+    """Raises UserError where an option of the transfer would have no effect."""
     if opt.beta_decay != 'none' and not opt.beta:
         raise UserError(f'--beta_decay {opt.beta_decay}: there is no --beta to decay')
     if opt.beta_decay == 'step' and not any(step <= opt.epochs for step in opt.epoch_step):
@@ -115,6 +115,9 @@ def check_method(opt):
     for name in sorted(maps | groups):
         if getattr(opt, name) != parser.get_default(name):
             raise UserError(f'--{name}: has no effect with --method {opt.method}')
+    for name in 'at_map', 'at_p', 'at_groups':
+        if getattr(opt, name) != parser.get_default(name) and not opt.teacher_id:
+            raise UserError(f'--{name}: has no effect without a teacher, --teacher_id')
 
 
 def run_name(opt):
@@ -330,7 +333,7 @@ def main(argv=None):
     by_default = opt.teacher_id and opt.alpha is None and opt.beta is None
     opt = complete(opt)
     begun_with = checkpoint['options'].get('epochs') if checkpoint else opt.epochs
-    if opt.beta_decay in ('linear', 'cosine') and opt.epochs != begun_with:
+    if opt.beta_decay != 'none' and opt.epochs != begun_with:
         raise UserError(
             f'--epochs {opt.epochs}: beta decays over the {begun_with} epochs of this run, which cannot change'
         )

@@ -185,22 +185,30 @@ def gather(items):
 
 def all_or_none(f, *arguments):
     """f(*arguments) in every rank. A mistake of the user's, which mostly all ranks find, is told by the first that finds it, and ends them
-    all. f waits for no other rank."""
-    result = mistake = None
+    all, as --help does. f waits for no other rank."""
+    result = end = None
     try:
         result = f(*arguments)
+    except SystemExit as e:
+        end = e
     except ValueError as e:
         if not hasattr(e, 'status'):  # neither utils.UserError nor data.UserError: a bug
             raise
-        mistake = e
-    statuses = gather([mistake.status if mistake else 0])
-    if any(statuses):
-        if rank() == next(i for i, status in enumerate(statuses) if status):
-            raise mistake
-        with contextlib.suppress(RuntimeError):  # of the connection, once that rank has told it
-            dist.barrier()
-        sys.exit(max(statuses))
+        end = e
+    statuses = gather([None if end is None else getattr(end, 'status', 0)])
+    for i, status in enumerate(statuses):
+        if status is not None:
+            end_all(end, i, status)
     return result
+
+
+def end_all(end, teller=0, status=1):
+    """Ends all ranks, which all call this, by what rank `teller` raises."""
+    if rank() == teller:
+        raise end
+    with contextlib.suppress(RuntimeError):  # of the connection, once that rank has told it
+        dist.barrier()
+    sys.exit(status)
 
 
 def say(text, file=None):
@@ -279,14 +287,11 @@ def check_images(sets, opt):
     broken = gather(data.find_broken(files[rank() :: world_size()], opt.nthread))
     for line in broken:
         say(line, sys.stderr)
-
-    def refuse():
-        if broken and not opt.skip_broken:
-            raise UserError(
-                f'--check_images: {len(broken)} images are broken (listed above); remove them, or give --skip_broken'
-            )
-
-    all_or_none(refuse)
+    if broken and not opt.skip_broken:
+        mistake = (
+            f'{len(broken)} images are broken (listed above); remove them, or give --skip_broken'
+        )
+        end_all(UserError(f'--check_images: {mistake}'), status=2)
 
 
 # ---------------------------------------------------------------- nets
@@ -588,9 +593,10 @@ def begin(argv):
 
 def main(argv=None):
     join()
-    opt, checkpoint, here = from_first(begin(argv) if rank() == 0 else None)
+    begun = all_or_none(lambda: begin(argv) if rank() == 0 else None)
+    opt, checkpoint, here = from_first(begun)
     if opt:
-        device, device_ids = open_device(opt)
+        device, device_ids = all_or_none(open_device, opt)
         if opt.evaluate:
             evaluate(opt, device)
         else:
@@ -615,7 +621,8 @@ def run(opt, device, device_ids, checkpoint, here):
         utils.load_optimizer(optimizer, checkpoint)
     first = rank() == 0
     folder = utils.open_folder(opt.save, checkpoint if here else None)
-    with folder if first else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        all_or_none(lambda: stack.enter_context(folder) if first else None)
         if checkpoint and first:
             if not here:
                 utils.save_checkpoint(opt.save, checkpoint)
@@ -713,10 +720,8 @@ def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, how)
                     dist.broadcast(value, 0)
         test_loss, test_acc = test(f, params_s, val, opt, device)
         if not math.isfinite(test_loss):
-            raise UserError(
-                f'epoch {epoch}: the test loss is {test_loss}; {opt.save} is kept as after its last checkpoint',
-                status=1,
-            )
+            kept = f'{opt.save} is kept as after its last checkpoint'
+            end_all(UserError(f'epoch {epoch}: the test loss is {test_loss}; {kept}', status=1))
         rate = utils.learning_rate(max(epoch, 1), opt)
         stats |= {'test_loss': test_loss, 'test_acc': test_acc, 'lr': rate}
         stats['broken_images'] = sum(len(set(gather(s.broken))) for s in (train_set, val))
@@ -761,7 +766,7 @@ def evaluate(opt, device):
     test_loss, test_acc = test(f, params, val, opt, device)
     seconds = time.time() - start
     if not math.isfinite(test_loss):
-        raise UserError(f'--evaluate {opt.evaluate}: the test loss is {test_loss}', status=1)
+        end_all(UserError(f'--evaluate {opt.evaluate}: the test loss is {test_loss}', status=1))
     record = {
         'evaluate': opt.evaluate,
         'layout': resnet.layout(params),

@@ -609,6 +609,14 @@ def markdown(rows: list) -> str:
     )
 
 
+def epoch_steps(record: dict):
+    """A log record's epoch_step, a list; the published code wrote it as text."""
+    value = record.get('epoch_step')
+    with contextlib.suppress(ValueError):
+        value = json.loads(value) if isinstance(value, str) else value
+    return value
+
+
 def class_names(records: list) -> list:
     """The class names that a log tells, [] where it does not."""
     names = records[0].get('classes') if records else None
@@ -859,7 +867,17 @@ MAY_DIFFER = {
 }
 NOT_OPTIONS_OF_A_RUN = {'resume', 'evaluate'}
 # What a run did that was begun before there was an option for it.
-BEFORE = {'train_crop': 'resized'}
+BEFORE = {
+    'train_crop': 'resized',
+    'net': 'wrn',
+    'no_bn': False,
+    'no_pool_relu': False,
+    'method': 'at',
+    'at_map': 'sum',
+    'at_p': 2.0,
+    'at_groups': [0, 1, 2],
+    'beta_decay': 'none',
+}
 
 
 def run_options(opt) -> dict:
@@ -1015,8 +1033,13 @@ def write_curves(writer, record: dict) -> None:
         value = record[name][0] if isinstance(record[name], list) else record[name]
         if value is not None:
             writer.add_scalar(name, value, record['epoch'])
-    for i, value in enumerate(record['at_losses']):
-        writer.add_scalar(f'at_loss/group{i}', value, record['epoch'])
+    method = record.get('method', 'at')
+    groups = record.get('at_groups', range(len(record['at_losses'])))
+    names = [f'{method}_loss/group{g}' for g in groups]
+    if len(record['at_losses']) != len(groups):
+        names = [f'{method}_loss']
+    for name, value in zip(names, record['at_losses']):
+        writer.add_scalar(name, value, record['epoch'])
     writer.flush()
 
 

@@ -23,7 +23,7 @@ from_root() {
 JOBS=${JOBS:-1}
 case $JOBS in *[!0-9]* | 0*) complain "JOBS=$JOBS: must be a whole number of at least 1" ;; esac
 case ${EPOCHS:-1} in *[!0-9]*) complain "EPOCHS=$EPOCHS: must be a whole number" ;; esac
-case ${SEEDS:-0} in *[!0-9\ ]*) complain "SEEDS=$SEEDS: must be whole numbers, such as SEEDS=\"0 1 2\"" ;; esac
+case " ${SEEDS:-0} " in *[!0-9\ ]* | *\ 0[0-9]*) complain "SEEDS=$SEEDS: must be whole numbers, such as SEEDS=\"0 1 2\"" ;; esac
 [ -z "${LOGS:-}" ] || LOGS=$(from_root "$LOGS")
 DATAROOT=$(from_root "${DATAROOT:-$HOME/data}")
 read -r -a extra <<< "${EXTRA:-}"
@@ -68,7 +68,7 @@ check_file() {
   [ -n "${DRY_RUN:-}" ] || [ -e "${!1}" ] || complain "$1=${!1}: there is no such file; make one with $2, or name another"
 }
 
-pids=() names=() # of the runs under way, by slot: 0 to JOBS - 1
+pids=() names=() commands=() # of the runs under way, by slot: 0 to JOBS - 1
 
 run() {
   local script=$1 name=$2 i launch=("${python[@]}")
@@ -77,14 +77,14 @@ run() {
     say "${python[@]}" "${words[@]}"
     return
   fi
-  if is_done "$LOGS/$name" "${words[@]}"; then
+  if is_done "$LOGS/$name" "$(say "${words[@]}")"; then
     echo "== $name: done"
     return
   fi
   wait_for_slot
   i=$slot
   echo "== $name"
-  names[i]=$name
+  names[i]=$name commands[i]=$(say "${words[@]}")
   if [ "$JOBS" = 1 ]; then
     "${launch[@]}" "${words[@]}" &
   else
@@ -106,17 +106,11 @@ say() {
   echo "${line# }"
 }
 
-# is_done FOLDER WORDS...: whether its log has the last epoch, without a start of Python. A kill between the log and the weights leaves weights that
-# are older, which the run itself then puts right. Other options than the epochs are not compared.
+# is_done FOLDER COMMAND: whether a run of that very command has ended well there, without a start of Python, which compares every option. A kill
+# between the log and the weights leaves weights that are older, which the run itself then puts right.
 is_done() {
-  local folder=$1 word before='' epochs=''
-  for word in "${@:2}"; do
-    [ "$before" != --epochs ] || epochs=$word
-    case $word in --epochs=*) epochs=${word#*=} ;; esac
-    before=$word
-  done
-  [ -f "$folder/model.hkl" ] && [ ! "$folder/log.txt" -nt "$folder/model.hkl" ] || return 1
-  tail -n 1 "$folder/log.txt" 2> /dev/null | grep -q "\"epoch\": $epochs,"
+  [ -f "$1/log.txt" ] && [ -f "$1/model.hkl" ] && [ ! "$1/log.txt" -nt "$1/model.hkl" ] || return 1
+  [ "$(cat "$1/command.txt" 2> /dev/null)" = "$2" ]
 }
 
 # Sets `slot` to a free one, and waits until there is one.
@@ -150,6 +144,7 @@ collect() {
     wait "${pids[i]}" || status=$?
     pids[i]=
     [ "$status" = 0 ] || fail "${names[i]}" "$status"
+    echo "${commands[i]}" > "$LOGS/${names[i]}/command.txt"
   done
 }
 
@@ -184,15 +179,16 @@ tool() {
 # shellcheck disable=SC2086  # seeds are numbers
 summarize() { tool scripts/summarize.py "$1" "$LOGS" --seeds $SEEDS --save "$LOGS/$1.md" "${@:2}"; }
 
-# evaluate NAME OPTIONS...: imagenet.py tests a net as it is; what it prints is kept as LOGS/NAME.txt, and not done again.
+# evaluate NAME WEIGHTS OPTIONS...: imagenet.py tests a net as it is; the command and what it prints are kept as LOGS/NAME.txt, and not done again.
 evaluate() {
-  local words=(imagenet.py "${@:2}" ${extra[@]+"${extra[@]}"}) file=$LOGS/$1.txt
+  local words=(imagenet.py "${@:3}" --evaluate "$2" ${extra[@]+"${extra[@]}"}) file=$LOGS/$1.txt
   if [ -n "${DRY_RUN:-}" ]; then
     say "${python[@]}" "${words[@]}"
-  elif [ ! -s "$file" ]; then
+  elif [ "$(head -n 1 "$file" 2> /dev/null)" != "$(say "${words[@]}")" ] || [ "$2" -nt "$file" ]; then
     echo "== $1"
     mkdir -p "$LOGS"
-    "${python[@]}" "${words[@]}" > "$file.part" || complain "the test of $1 failed (see above)"
+    say "${words[@]}" > "$file.part"
+    "${python[@]}" "${words[@]}" >> "$file.part" || complain "the test of $1 failed (see above)"
     mv "$file.part" "$file"
     cat "$file"
   fi

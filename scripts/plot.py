@@ -12,8 +12,6 @@ stretches of the schedule: epochs 50-59, 61-99, 101-139 and 141-160 of 200, the 
 schedule is the paper's, dashed ones are what was read off the paper's curves, about ±0.1.
 """
 
-import contextlib
-import json
 import math
 import os
 import sys
@@ -109,7 +107,7 @@ def read_run(file) -> dict:
     n_parameters, epochs = (records[-1].get(k) for k in ('n_parameters', 'epochs'))
     return run | {
         'epochs': epochs if type(epochs) is int and 0 < epochs <= 1_000_000 else shown[-1][0],
-        'epoch_step': steps(records[-1].get('epoch_step')),
+        'epoch_step': utils.epoch_steps(records[-1]),
         'n_parameters': n_parameters if isinstance(n_parameters, int) else None,
         'time': sum(times) if not math.isnan(sum(times)) else None,
     }
@@ -119,13 +117,6 @@ def first(value) -> float:
     """A number, or top-1 of [top-1, top-5]; nan for what is neither."""
     value = value[0] if isinstance(value, list) and value else value
     return float(value) if isinstance(value, (int, float)) and abs(value) < 1e15 else math.nan
-
-
-def steps(value):
-    """A log's epoch_step, a list; the published code wrote it as text."""
-    with contextlib.suppress(ValueError):
-        value = json.loads(value) if isinstance(value, str) else value
-    return value
 
 
 def table(runs) -> str:

@@ -280,7 +280,9 @@ def main(argv=None):
         return
     sections = [s._replace(rows=expand(s.rows, logs)) for s in TABLES[opt.table]]
     stems = {stem for section in sections for _, _, stem in section.rows}
-    seeds = opt.seeds or sorted({seed for stem in stems for seed in seeds_of(stem, logs)})
+    # Not those of the student alone, which may be there for other tables.
+    compared = {stem for section in sections for _, _, stem in section.rows[1:]}
+    seeds = opt.seeds or seeds_of(compared, logs) or seeds_of(stems, logs)
     runs = {row[2]: read_runs(row[2], seeds, logs) for s in sections for row in s.rows}
     text = '\n\n'.join([table(sections, runs), *notes(opt.table, runs, logs)]) + '\n'
     print(text)
@@ -301,13 +303,16 @@ class Run(NamedTuple):
     seed: int | None
     records: list  # of its log, [] where there is none
     folder: Path | None  # with its weights
+    damaged: bool = False  # what its log holds is no record of ours
 
     def finished(self):
         """Whether its last epoch is done. A net that was only tested (imagenet.py --evaluate) is finished."""
         last = self.records[-1] if self.records else {}
-        return 'evaluate' in last or 'epoch' in last and last['epoch'] >= last['epochs']
+        return 'evaluate' in last or bool(last) and last['epoch'] >= last['epochs']
 
     def state(self):
+        if self.damaged:
+            return 'its log is damaged'
         if not self.records:
             return 'no epoch done' if self.folder else 'missing'
         return f'epoch {self.records[-1]["epoch"]} of {self.records[-1]["epochs"]}'
@@ -319,9 +324,9 @@ def log_of(name, logs):
     return beside if beside.is_file() and not inside.is_file() else inside
 
 
-def seeds_of(stem, logs) -> list:
-    found = (re.fullmatch(rf'{re.escape(stem)}_seed(\d+)(\.txt)?', p.name) for p in logs.iterdir())
-    return sorted({int(m[1]) for m in found if m})
+def seeds_of(stems, logs) -> list:
+    found = (re.fullmatch(r'(.*)_seed(\d+)(\.txt)?', p.name) for p in logs.iterdir())
+    return sorted({int(m[2]) for m in found if m and m[1] in stems})
 
 
 def expand(rows, logs) -> list:
@@ -331,9 +336,9 @@ def expand(rows, logs) -> list:
         if '*' not in stem:
             expanded.append((label, paper, stem))
             continue
-        pattern = re.compile(
-            rf'({re.escape(stem).replace(re.escape("*"), "([0-9.e+-]+)")})_seed[0-9]+(\.txt)?'
-        )
+        number_of = r'(\d+(?:\.\d*)?(?:e[+-]?\d+)?)'
+        named = re.escape(stem).replace(re.escape('*'), number_of)
+        pattern = re.compile(rf'({named})_seed\d+(\.txt)?')
         found = {m[1]: m[2] for m in (pattern.fullmatch(p.name) for p in logs.iterdir()) if m}
         for name, beta in sorted(found.items(), key=lambda item: float(item[1])):
             expanded.append((f'{label}, beta {float(beta):g}', paper, name))
@@ -347,13 +352,29 @@ def read_runs(stem, seeds, logs) -> list:
     runs = []
     for name, seed in names:
         log, folder = log_of(name, logs), logs / name
-        records = utils.read_log(log) if log.is_file() and log.stat().st_size else []
-        runs.append(Run(name, seed, records, folder if folder.is_dir() else None))
+        records, damaged = [], False
+        if log.is_file() and log.stat().st_size:
+            try:
+                records = utils.read_log(log)
+            except UserError:
+                damaged = True
+        if not all(map(is_record, records)):
+            records, damaged = [], True
+        runs.append(Run(name, seed, records, folder if folder.is_dir() else None, damaged))
     return runs
 
 
+def is_record(record) -> bool:
+    """Whether a log's record tells an accuracy, and of what."""
+    acc = record.get('test_acc')
+    numbers = acc if isinstance(acc, list) and len(acc) == 2 else [acc]
+    if 'evaluate' not in record:
+        numbers = [*numbers, record.get('epoch'), record.get('epochs')]
+    return all(type(v) in (int, float) and math.isfinite(v) for v in numbers)
+
+
 def value_of(run, section):
-    """The number of a finished run in per cent, None where it is of another schedule than the section's epochs."""
+    """The number of a finished run in per cent, None where it is of another schedule than the section's epochs, or lacks one of them."""
 
     def measured(record):
         acc = record['test_acc']
@@ -362,10 +383,15 @@ def value_of(run, section):
 
     if not section.epochs:
         return measured(run.records[-1])
-    if run.records[-1]['epochs'] != 200 or run.records[-1]['epoch_step'] != PAPER_DROPS:
-        return None
     first, last = section.epochs
-    return statistics.mean(measured(r) for r in run.records if first <= r['epoch'] <= last)
+    values = [measured(r) for r in run.records if first <= r['epoch'] <= last]
+    whole = len(values) == last - first + 1
+    return statistics.mean(values) if whole and has_paper_schedule(run) else None
+
+
+def has_paper_schedule(run) -> bool:
+    last = run.records[-1]
+    return last['epochs'] == 200 and utils.epoch_steps(last) == PAPER_DROPS
 
 
 def values_of(runs, section) -> dict:
@@ -378,13 +404,16 @@ def equal_time(logs, epochs) -> int:
     """Epochs that WRN-16-1 alone trains in the time of `epochs` with AT, by the medians of the logs' train_time."""
 
     def median(stem):
-        runs = read_runs(stem, seeds_of(stem, logs), logs)
+        runs = read_runs(stem, seeds_of({stem}, logs), logs)
         times = [r['train_time'] for run in runs if run.finished() for r in run.records]
         if not times:
             raise UserError(f'{logs}: no finished run {stem}_seedN to measure')
         return statistics.median(times)
 
-    return round(epochs * median('at_wrn_16_1_from_wrn_16_2') / median('wrn_16_1'))
+    transfer, alone = median('at_wrn_16_1_from_wrn_16_2'), median('wrn_16_1')
+    if not alone:
+        raise UserError(f'{logs}: the runs wrn_16_1_seedN have trained no epoch to measure')
+    return round(epochs * transfer / alone)
 
 
 # ---------------------------------------------------------------- numbers
@@ -498,10 +527,7 @@ def notes(name, runs, logs) -> list:
         f'{logs}: the last epoch, median over n seeds. Gain: mean over the seeds of the points won over the student alone of the same seed, the first row, '
         f'± the 95 % interval. {PUBLISHED.get(name, "")}'.strip()
     ]
-    if name == 'convergence' and any(
-        r.records[-1]['epochs'] != 200 or r.records[-1]['epoch_step'] != PAPER_DROPS
-        for r in finished
-    ):
+    if name == 'convergence' and not all(map(has_paper_schedule, finished)):
         parts.append(
             "Runs of another schedule than the paper's 200 epochs have no means over its stretches of epochs."
         )

@@ -20,7 +20,7 @@ check_file TEACHER_PARAMS 'python scripts/convert.py resnet34 resnet-34.hkl'
 use_processes
 recipe=(--imagenetpath "$(from_root "$IMAGENET")" --epochs "$EPOCHS" --depth 18 --width 1)
 
-evaluate resnet_34 --imagenetpath "$(from_root "$IMAGENET")" --evaluate "$TEACHER_PARAMS"
+evaluate resnet_34 "$TEACHER_PARAMS" --imagenetpath "$(from_root "$IMAGENET")"
 for s in $SEEDS; do
   imagenet resnet_18_seed$s --seed $s
   imagenet at_resnet_18_from_resnet_34_seed$s --teacher_params "$TEACHER_PARAMS" --at_groups 2,3 --beta 1e+3 --seed $s

@@ -376,6 +376,25 @@ def test_the_last_smaller_batch_is_kept_and_means_weigh_by_samples(monkeypatch):
     ] == pytest.approx(50)
 
 
+def test_beta_may_decay_from_its_default():
+    opt, _ = cifar.parser.parse(['--teacher_id', 't', '--beta_decay', 'linear'])
+    assert cifar.complete(opt).beta == 1000
+
+
+def test_curves_are_named_by_their_group():
+    def names(**record):
+        found = {}
+        writer = argparse.Namespace(add_scalar=lambda n, v, e: found.update({n: v}), flush=int)
+        usual = dict.fromkeys(('train_loss', 'train_acc', 'test_loss', 'test_acc', 'lr'))
+        utils.write_curves(writer, usual | {'epoch': 1} | record)
+        return found
+
+    assert names(at_losses=[5, 7], at_groups=[2, 0]) == {'at_loss/group2': 5, 'at_loss/group0': 7}
+    assert names(at_losses=[3], at_groups=[0, 1, 2], method='grad') == {'grad_loss': 3}
+    assert names(at_losses=[1, 2]) == {'at_loss/group0': 1, 'at_loss/group1': 2}
+    assert names(at_losses=[], at_groups=[0, 1, 2]) == {}
+
+
 def test_momentum_restarts_and_the_rate_falls_at_the_published_epochs(home):
     done = command(
         home, '--save', 'logs/steps', '--epochs', '3', '--epoch_step', '[2,3]', '--lr', '0.1'
@@ -531,6 +550,9 @@ def test_a_checkpoint_from_before_adapters_goes_on(home):
     for name in new:
         del checkpoint['options'][name]
     torch.save(checkpoint, run / 'checkpoint.pt')
+    other = ['--method', 'minl2', '--beta', 1]
+    error = refused(home, '--save', run, '--epochs', '2', '--resume', *other)
+    assert 'differs from the run' in error
     done = command(home, '--save', run, '--epochs', '2', '--resume')
     assert done.returncode == 0 and done.stderr == '', done.stderr
     assert len(utils.read_log(run / 'log.txt')) == 2
@@ -854,6 +876,7 @@ MISTAKES = [
     (['--teacher_id', 'teacher', '--at_groups', '0,0'], '--at_groups'),
     (['--teacher_id', 'teacher', '--at_p', '0'], '--at_p'),
     (['--beta_decay', 'linear'], '--beta_decay'),
+    (['--at_map', 'max'], '--at_map: has no effect without a teacher'),
     (
         [
             '--teacher_id',
