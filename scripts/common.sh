@@ -10,6 +10,19 @@
 #
 # Two of these scripts at a time may come to the same net; the second then stops and says so.
 
+# What is to be done stands in the environment; a word is a wish for help, or a mistake, and starts no training.
+case ${1:-} in
+  '') ;;
+  -h | --help)
+    sed -n '2,/^[^#]/{/^# shellcheck/d;s/^# \{0,1\}//p;}' "$0"
+    exit
+    ;;
+  *)
+    echo "$(basename "$0"): error: $1: takes no options; $0 --help tells what it takes from the environment" >&2
+    exit 2
+    ;;
+esac
+
 caller=$PWD
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 

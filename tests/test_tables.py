@@ -278,6 +278,22 @@ def test_beta_is_chosen_on_held_out_training_images():
     }
 
 
+def test_a_word_starts_no_training(tmp_path):
+    def call(*words):
+        script = ['bash', str(ROOT / 'scripts' / 'table1.sh'), *words]
+        env = environment(LOGS=str(tmp_path / 'logs'))
+        return subprocess.run(
+            script, check=False, cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+
+    shown = call('--help')
+    assert shown.returncode == 0 and shown.stdout.startswith('Table 1 of the paper')
+    assert 'Environment' in shown.stdout and 'shellcheck' not in shown.stdout
+    refused = call('--epochs', '3')
+    assert refused.returncode == 2 and '--epochs: takes no options' in refused.stderr
+    assert refused.stderr.count('\n') == 1 and not list(tmp_path.iterdir())
+
+
 def test_paths_are_the_callers_and_extra_comes_last(tmp_path):
     (tmp_path / 'set' / 'train').mkdir(parents=True)
     words = ['bash', str(ROOT / 'scripts' / 'table2.sh')]
