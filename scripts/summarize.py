@@ -21,6 +21,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import plot
 import resnet
 import utils
 from utils import UserError, number
@@ -163,12 +164,12 @@ TABLES = {
             ],
             epochs=epochs,
         )
-        for title, epochs, student, at, factt in (
-            ('mean of epochs 50-59', (50, 59), 22.0, 18.4, 20.4),
-            ('mean of epochs 61-99', (61, 99), 12.5, 11.5, 12.4),
-            ('mean of epochs 101-139', (101, 139), 9.5, 8.7, 9.3),
-            ('mean of epochs 141-160', (141, 160), 8.7, 8.0, 8.5),
-            ('last epoch', (), 8.77, 7.93, 8.51),
+        for title, epochs, (student, at, factt) in (
+            *(
+                (f'mean of epochs {first}-{last}', (first, last), papers)
+                for (first, last), *papers in zip(plot.STRETCHES, *plot.PAPER_MEANS.values())
+            ),
+            ('last epoch', (), (8.77, 7.93, 8.51)),
         )
     ],
     'cifar100': [
@@ -225,7 +226,6 @@ PUBLISHED = {
     'convergence': "The paper's numbers are read off the curves, about ±0.1; those of the last epoch are Table 1's.",
     'cifar100': 'The published numbers are those of RepDistiller, means of 5 runs, whose border, normalisation, initial batch norms and momentum at drops differ from ours.',
 }
-PAPER_DROPS = [60, 120, 160]  # of the 200 epochs that the convergence figure's stretches are of
 
 # What a log tells of how a run was trained. The options that make a row what it is are told row by row, see method_of.
 SCHEDULE = (
@@ -391,7 +391,7 @@ def value_of(run, section):
 
 def has_paper_schedule(run) -> bool:
     last = run.records[-1]
-    return last['epochs'] == 200 and utils.epoch_steps(last) == PAPER_DROPS
+    return last['epochs'] == plot.PAPER_EPOCHS and utils.epoch_steps(last) == plot.PAPER_STEPS
 
 
 def values_of(runs, section) -> dict:
