@@ -181,10 +181,10 @@ def _channel_map(x, p, map):
 def _normalize(q):
     # Divided by its largest element first, or a map of tiny activations would vanish in its square; that element counts as
     # a constant, as the result does not depend on it. Then the sum of squares is at least 1, but for a map of zeros,
-    # which stays zero together with its derivatives.
-    q = q.flatten(1)
-    q = q / q.detach().abs().amax(1, keepdim=True).clamp_min(1e-30)
-    return q / q.square().sum(1, keepdim=True).clamp_min(1).sqrt()
+    # which stays zero together with its derivatives. Not flattened: of channels_last activations that would be a slow copy.
+    dims = tuple(range(1, q.dim()))
+    q = q / q.detach().abs().amax(dims, keepdim=True).clamp_min(1e-30)
+    return q / q.square().sum(dims, keepdim=True).clamp_min(1).sqrt()
 
 
 def _same_size(x, y):
@@ -199,7 +199,7 @@ def at(x: torch.Tensor, p: float = 2, map: str = 'sum') -> torch.Tensor:
     The mean (map 'sum') or the largest (map 'max') over channels of |x|^p, flattened and L2-normalised per sample (section 3.1
     of the paper; the mean is the paper's sum, as the scale is normalised away). A map of zeros stays zero.
     """
-    return _normalize(_channel_map(x, p, map))
+    return _normalize(_channel_map(x, p, map)).flatten(1)
 
 
 def at_loss(x: torch.Tensor, y: torch.Tensor, p: float = 2, map: str = 'sum') -> torch.Tensor:
@@ -231,7 +231,8 @@ def factt_loss(
     if weight is not None:
         x = conv2d(x, weight)
     x, y = _same_size(wide(x), wide(y))
-    return (_normalize(x) - _normalize(y)).square().sum(1).mean() / x[0, 0].numel()
+    distance = (_normalize(x) - _normalize(y)).square().sum((1, 2, 3))
+    return distance.mean() / x[0, 0].numel()
 
 
 def input_gradient(f, x: torch.Tensor, targets: torch.Tensor, create_graph: bool = False) -> tuple:
