@@ -6,6 +6,7 @@
 #   DATAROOT=~/data where the CIFAR files are, or go; a folder with train/CLASS/* and test/CLASS/* is used as it is
 #   LOGS=DIR        where the runs go                                 EXTRA="--dtype bfloat16 --compile"   options that each run ends with
 #   JOBS=2          runs side by side, each on a GPU of its own where there are several; what they print is then in LOGS/NAME.out
+#   ONLY="wrn_* *_from_wrn_16_2*"   only the runs whose names match one of these patterns
 #   DRY_RUN=1       print the commands, and do nothing                PYTHON, VENV: see setup.sh
 #
 # Two of these scripts at a time may come to the same net; the second then stops and says so.
@@ -40,6 +41,7 @@ case " ${SEEDS:-0} " in *[!0-9\ ]* | *\ 0[0-9]*) complain "SEEDS=$SEEDS: must be
 [ -z "${LOGS:-}" ] || LOGS=$(from_root "$LOGS")
 DATAROOT=$(from_root "${DATAROOT:-$HOME/data}")
 read -r -a extra <<< "${EXTRA:-}"
+read -r -a only <<< "${ONLY:-*}"
 python=("$VENV_PYTHON")
 # --beta of F-ActT, which the paper does not state; not tried against others yet.
 FACTT_BETA=100
@@ -81,9 +83,25 @@ check_file() {
   [ -n "${DRY_RUN:-}" ] || [ -e "${!1}" ] || complain "$1=${!1}: there is no such file; make one with $2, or name another"
 }
 
+chosen=0 # how many runs are
+
+# is_chosen NAME: whether ONLY has it.
+is_chosen() {
+  local pattern
+  for pattern in ${only[@]+"${only[@]}"}; do
+    # shellcheck disable=SC2053  # a pattern it is
+    if [[ $1 == $pattern ]]; then
+      chosen=$((chosen + 1))
+      return
+    fi
+  done
+  return 1
+}
+
 pids=() names=() commands=() # of the runs under way, by slot: 0 to JOBS - 1
 
 run() {
+  is_chosen "$2" || return 0
   local script=$1 name=$2 i launch=("${python[@]}")
   local words=("$script" --save "$LOGS/$name" "${@:3}" --resume ${extra[@]+"${extra[@]}"})
   if [ -n "${DRY_RUN:-}" ]; then
@@ -185,6 +203,7 @@ trap 'exit 143' TERM
 
 # tool WORDS...: a script that reads what the runs have written.
 tool() {
+  [ "$chosen" -gt 0 ] || complain "ONLY=${ONLY:-}: no run here has such a name; DRY_RUN=1 without ONLY shows their names, after --save"
   if [ -n "${DRY_RUN:-}" ]; then say python "$@"; else "$VENV_PYTHON" "$@"; fi
 }
 
@@ -194,6 +213,7 @@ summarize() { tool scripts/summarize.py "$1" "$LOGS" --seeds $SEEDS --save "$LOG
 
 # evaluate NAME WEIGHTS OPTIONS...: imagenet.py tests a net as it is; the command and what it prints are kept as LOGS/NAME.txt, and not done again.
 evaluate() {
+  is_chosen "$1" || return 0
   local words=(imagenet.py "${@:3}" --evaluate "$2" ${extra[@]+"${extra[@]}"}) file=$LOGS/$1.txt
   if [ -n "${DRY_RUN:-}" ]; then
     say "${python[@]}" "${words[@]}"

@@ -34,7 +34,7 @@ PHOTOGRAPHS = ['table4', 'table5']
 PROGRAMS = {'cifar.py': cifar, 'imagenet.py': imagenet, 'scripts/summarize.py': summarize}
 PROGRAMS['scripts/plot.py'] = plot
 MINE = {'SEEDS', 'EPOCHS', 'LOGS', 'DATAROOT', 'EXTRA', 'JOBS', 'NPROC', 'DRY_RUN', 'BETAS', 'CUB'}
-MINE |= {'SCENES', 'IMAGENET', 'STUDENT_PARAMS', 'TEACHER_PARAMS', 'CUDA_VISIBLE_DEVICES'}
+MINE |= {'ONLY', 'SCENES', 'IMAGENET', 'STUDENT_PARAMS', 'TEACHER_PARAMS', 'CUDA_VISIBLE_DEVICES'}
 
 
 def environment(**given):
@@ -278,6 +278,17 @@ def test_beta_is_chosen_on_held_out_training_images():
     }
 
 
+def test_only_takes_the_runs_that_match():
+    patterns = 'wrn_16_[12]_seed? *_from_wrn_16_2_*'
+    names = set(options('table1', SEEDS='0 1', ONLY=patterns))
+    of_a_row = {'wrn_16_1', 'wrn_16_2'}
+    of_a_row |= {f'{m}_wrn_16_1_from_wrn_16_2' for m in ('at', 'factt', 'kd', 'at_kd')}
+    assert names == {f'{stem}_seed{s}' for stem in of_a_row for s in (0, 1)}
+    assert set(options('table5', ONLY='resnet_18*')) == {'resnet_18_seed0'}
+    first, second = commands('table5', ONLY='resnet_34')
+    assert first[0] == 'imagenet.py' and '--evaluate' in first and 'table5' in second
+
+
 def test_a_word_starts_no_training(tmp_path):
     def call(*words):
         script = ['bash', str(ROOT / 'scripts' / 'table1.sh'), *words]
@@ -318,6 +329,7 @@ def test_paths_are_the_callers_and_extra_comes_last(tmp_path):
         ('table1', {'JOBS': '0'}, 'JOBS=0'),
         ('table1', {'SEEDS': '0,1'}, 'SEEDS=0,1'),
         ('table2', {'EPOCHS': 'ten'}, 'EPOCHS=ten'),
+        ('table2', {'ONLY': 'wrn nin*', 'DATAROOT': str(ROOT)}, 'ONLY=wrn nin*'),
         ('table4', {'CUB': '', 'SCENES': ''}, 'CUB'),
         ('table4', {'CUB': 'x', 'STUDENT_PARAMS': '/no/18.hkl'}, 'convert.py resnet18'),
         ('table5', {'IMAGENET': ''}, 'IMAGENET'),
