@@ -3,7 +3,7 @@
     python cifar.py --save logs/resnet_16_2_teacher --depth 16 --width 2                      # a teacher
     python cifar.py --save logs/at_16_1_16_2 --teacher_id resnet_16_2_teacher --beta 1e+3     # attention transfer
     python cifar.py --save logs/kd_16_1_16_2 --teacher_id resnet_16_2_teacher --alpha 0.9     # knowledge distillation
-    python cifar.py --save logs/factt_16_1_16_2 --teacher_id resnet_16_2_teacher --method factt --beta 10    # another transfer
+    python cifar.py --save logs/factt_16_1_16_2 --teacher_id resnet_16_2_teacher --method factt --beta 1e+3  # another transfer
     python cifar.py --evaluate logs/at_16_1_16_2                                              # test a run, or a weights file
 
 The student's loss is distillation(...) + beta * the sum over the groups of at_loss, or what --method puts in its place; each is a
