@@ -289,6 +289,14 @@ def test_factt_loss_sees_what_maps_do_not():
     assert utils.factt_loss(x.bfloat16(), -x.bfloat16()).dtype == torch.float32
 
 
+@pytest.mark.parametrize('loss', [utils.at_loss, utils.factt_loss])
+def test_losses_leave_channels_last_activations_where_they_are(loss):
+    """Else their gradient, and with it that of the whole net, is copied to another memory layout in every step."""
+    x, y = (randn(3, 4, 5, 6, seed=s).contiguous(memory_format=torch.channels_last) for s in (1, 2))
+    (grad,) = torch.autograd.grad(loss(x.requires_grad_(), y), x)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
+
+
 # ---------------------------------------------------------------- gradients of the input
 
 
