@@ -7,9 +7,8 @@
     python cifar.py --evaluate logs/at_16_1_16_2                                              # test a run, or a weights file
 
 The student's loss is distillation(...) + beta * the sum over the groups of at_loss, or what --method puts in its place; each is a
-function of utils.py. The same command with --resume goes
-on with a run that was stopped. --dtype bfloat16 --compile is the fast way on a recent CPU or GPU; without a network there are
---dataset folder and --dataset shapes.
+function of utils.py. The same command with --resume goes on with a run that was stopped. --dtype bfloat16 --compile is the fast way on
+a GPU, or a CPU with instructions for it; without a network there are --dataset folder and --dataset shapes.
 """
 
 import os
@@ -348,6 +347,7 @@ def main(argv=None):
         print('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
     f_student, f_teacher, params, train_set, test_set, facts = prepare(opt, device, checkpoint)
     loss_of = make_loss(f_student, f_teacher, opt, device_ids)
+    utils.warn_of_slow_dtype(opt.dtype, device)
     if opt.compile and opt.method in BY_GRADIENT:
         print(
             f'--compile: --method {opt.method} differentiates twice, which is not compiled; going on without'

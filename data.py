@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-
 # CIFAR-10's mean and standard deviation in units of a byte, as published; for every set of small images.
 MEAN = (125.3, 123.0, 113.9)
 STD = (63.0, 62.1, 66.7)

@@ -131,11 +131,11 @@ def run_name(opt):
 
 
 def rank():
-    return int(os.environ.get('RANK', 0))
+    return int(os.environ.get('RANK', '0'))
 
 
 def world_size():
-    return int(os.environ.get('WORLD_SIZE', 1))
+    return int(os.environ.get('WORLD_SIZE', '1'))
 
 
 def join():
@@ -608,6 +608,7 @@ def run(opt, device, device_ids, checkpoint, here):
     utils.keep_freed_memory()
     f_student, f_teacher, params, train_set, val, facts = prepare(opt, device, checkpoint)
     loss_of = make_loss(f_student, f_teacher, opt, device_ids)
+    utils.warn_of_slow_dtype(opt.dtype, device)
     if opt.compile and utils.compiler_works(device):
         # Each batch shape by itself, so that a resumed run runs the same graphs.
         loss_of = torch.compile(loss_of, dynamic=False)

@@ -38,7 +38,6 @@ from utils import (
     set_requires_grad_except_bn_,
 )
 
-
 # ---------------------------------------------------------------- CIFAR: pre-activation Wide ResNet
 
 

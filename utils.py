@@ -124,7 +124,7 @@ def print_tensor_dict(params: dict) -> None:
     """One line a tensor: number, name, shape, type, whether it is trained."""
     width = max(map(len, params), default=0)
     for i, (name, v) in enumerate(params.items()):
-        print(f'{i:<5}{name:<{width + 3}}{str(tuple(v.shape)):<23}{v.type():<23}{v.requires_grad}')
+        print(f'{i:<5}{name:<{width + 3}}{tuple(v.shape)!s:<23}{v.type():<23}{v.requires_grad}')
 
 
 def check_params(params: dict, expected: dict, source) -> dict:
@@ -1059,7 +1059,7 @@ def call_main(main, argv=None) -> int:
         raise Stopped(signum)
 
     program = Path(sys.argv[0]).name
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
         program += f', rank {os.environ["RANK"]}'
     main.hint = 'nothing was written; the same command starts it again'
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -1164,6 +1164,17 @@ def compiler_works(device) -> bool:
         )
         return False
     return True
+
+
+def warn_of_slow_dtype(dtype: str, device) -> None:
+    """One line where --dtype bfloat16 is the slow way: on a processor that has no instructions for it, each number is converted there and back."""
+    if dtype != 'bfloat16' or device.type != 'cpu' or not torch.backends.mkldnn.is_available():
+        return
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        print(
+            'warning: --dtype bfloat16: this processor has no instructions for it and is many times slower than with --dtype float',
+            file=sys.stderr,
+        )
 
 
 def multiply_adds(f, params: dict, size, device) -> int:

@@ -25,6 +25,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -434,12 +435,11 @@ def measure(opt):
 
 def machine():
     cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, IndexError):
-        cpu = [
-            line.split(':')[1].strip()
-            for line in open('/proc/cpuinfo')
-            if line.startswith('model name')
-        ][0]
+    with contextlib.suppress(OSError):
+        named = re.search(r'^model name\s*: (.*)', Path('/proc/cpuinfo').read_text(), re.MULTILINE)
+        cpu = named[1] if named else cpu
+    # Processors of one name may differ tenfold in what they compute in a cycle.
+    cpu += f' ({torch.backends.cpu.get_cpu_capability()})'
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
     return f'{cpu}, {os.cpu_count()} cores, {gpu}; torch {torch.__version__}; {time.strftime("%Y-%m-%d")}'
 

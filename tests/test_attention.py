@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_scripts import make_folder_set, make_photographs, make_run, refused
 
 import cifar
 import data
 import resnet
 import utils
+from test_scripts import make_folder_set, make_photographs, make_run, refused
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'scripts'))
 import attention

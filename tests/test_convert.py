@@ -8,13 +8,13 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from test_resnet import AffineNet, fold
-from test_scripts import make_run, refused
 
 import data
 import nin
 import resnet
 import utils
+from test_resnet import AffineNet, fold
+from test_scripts import make_run, refused
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))

@@ -469,7 +469,7 @@ def test_a_mistake_is_told_by_one_process(home):
     """What is found only in loading, by every rank, and a broken image, which one of them finds."""
     utils.save_params(home / 'small.hkl', resnet.wrn(10, 1, 4)[1])
     shutil.copytree(home / 'set', home / 'cut')
-    file = sorted((home / 'cut/train').rglob('*.jpg'))[0]
+    file = min((home / 'cut/train').rglob('*.jpg'))
     file.write_bytes(file.read_bytes()[:200])
     for options, named in (
         (['--teacher_params', 'small.hkl', '--beta', 1], 'has no four groups'),

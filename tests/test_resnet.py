@@ -15,7 +15,6 @@ import resnet
 import utils
 from utils import UserError
 
-
 # ---------------------------------------------------------------- the independent net
 
 
@@ -87,7 +86,10 @@ def assert_statistics_equal(params, net, prefix='', **tolerance):
     for name, value in net.named_buffers():
         if not name.endswith('num_batches_tracked'):
             torch.testing.assert_close(
-                params[prefix + our_name(name)], value, msg=lambda m: f'{name}: {m}', **tolerance
+                params[prefix + our_name(name)],
+                value,
+                msg=lambda m, name=name: f'{name}: {m}',
+                **tolerance,
             )
 
 
@@ -133,7 +135,7 @@ def test_wrn_in_training_is_the_module(depth, width, size, prefix):
     theirs = torch.autograd.grad(loss(expected, expected_groups), [x, *net.parameters()])
     for name, a, b in zip(['input', *names], ours, theirs):
         assert b.abs().max() > 0, f'{name}: the comparison would say nothing'
-        torch.testing.assert_close(a, b, msg=lambda m: f'{name}: {m}')
+        torch.testing.assert_close(a, b, msg=lambda m, name=name: f'{name}: {m}')
     assert_statistics_equal(params, net, prefix)
 
 
@@ -168,7 +170,7 @@ def test_wrn_and_the_module_stay_together_over_steps_of_sgd(depth, width):
     params = {f'student.{k}': v.detach().double() for k, v in params.items()}
     utils.set_requires_grad_except_bn_(params)
     net = module_with(params, depth, width, 4, 'student.', torch.float64).train()
-    settings = dict(lr=0.1, momentum=0.9, weight_decay=5e-4)
+    settings = {'lr': 0.1, 'momentum': 0.9, 'weight_decay': 5e-4}
     ours = torch.optim.SGD([v for v in params.values() if v.requires_grad], **settings)
     theirs = torch.optim.SGD(net.parameters(), **settings)
     for _ in range(4):

@@ -5,6 +5,10 @@ import json
 import math
 import os
 import pickle
+import platform
+import re
+import types
+from pathlib import Path
 
 import h5py
 import hickle
@@ -19,7 +23,6 @@ from torch import nn
 import resnet
 import utils
 from utils import UserError
-
 
 # ---------------------------------------------------------------- the formulas, in float64 numpy
 
@@ -567,6 +570,31 @@ def test_batch_size_is_the_number_of_samples(batch):
     assert utils.batch_size(batch) == 5
 
 
+@pytest.mark.skipif(
+    platform.system() != 'Linux' or platform.machine() != 'x86_64', reason='reads /proc/cpuinfo'
+)
+def test_bfloat16_is_warned_of_where_the_processor_is_slow_at_it(capsys):
+    flags = set(
+        re.search(r'^flags\s*:(.*)', Path('/proc/cpuinfo').read_text(), re.MULTILINE)[1].split()
+    )
+    cpu = torch.device('cpu')
+    utils.warn_of_slow_dtype('float', cpu)
+    utils.warn_of_slow_dtype('bfloat16', torch.device('cuda'))
+    assert capsys.readouterr().err == ''
+    utils.warn_of_slow_dtype('bfloat16', cpu)
+    warned = '--dtype float' in capsys.readouterr().err
+    assert warned != ({'avx512bw', 'avx512vl', 'avx512dq'} <= flags)
+
+
+@pytest.mark.parametrize('supported', [True, False])
+def test_the_warning_of_bfloat16_goes_by_what_the_processor_has(monkeypatch, capsys, supported):
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
+    operators = types.SimpleNamespace(_is_mkldnn_bf16_supported=lambda: supported)
+    monkeypatch.setattr(torch.ops, 'mkldnn', operators)
+    utils.warn_of_slow_dtype('bfloat16', torch.device('cpu'))
+    assert capsys.readouterr().err.count('\n') == (not supported)
+
+
 # ---------------------------------------------------------------- parameters
 
 
@@ -1088,7 +1116,7 @@ def test_torch_files_are_read(suffix, zipped, tmp_path):
 def published(params):
     """What the code of 2018 saved beside log.txt."""
     optimizer = torch.optim.SGD([torch.zeros(3, requires_grad=True)], 0.1, 0.9)
-    return dict(params=params, optimizer=optimizer.state_dict(), epoch=200)
+    return {'params': params, 'optimizer': optimizer.state_dict(), 'epoch': 200}
 
 
 def test_a_teacher_of_2018_is_read(tmp_path):
