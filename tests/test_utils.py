@@ -279,7 +279,7 @@ def test_factt_loss_is_its_formula(b):
     assert math.isclose(utils.factt_loss(x, y, weight), expected, rel_tol=1e-4)
     wide = [v if v is None else v.double().requires_grad_() for v in (x, y, weight)]
     wide = [v for v in wide if v is not None]
-    assert math.isclose(utils.factt_loss(*wide), expected, rel_tol=1e-10)
+    assert math.isclose(utils.factt_loss(*wide).item(), expected, rel_tol=1e-10)
     assert torch.autograd.gradcheck(utils.factt_loss, wide)
     assert torch.autograd.gradgradcheck(utils.factt_loss, wide)
 
@@ -747,6 +747,25 @@ def test_unfit_parameters_are_named(change, message):
     params = {k: v for k, v in (expected_params() | change).items() if v is not None}
     with pytest.raises(UserError, match=message):
         utils.check_params(params, expected_params(), 'f.hkl')
+
+
+@pytest.mark.parametrize('channels', [1, 4, 7, 8])
+def test_a_strided_convolution_of_one_pixel_is_its_formula(channels):
+    x = randn(2, channels, 9, 8, seed=1).float().to(memory_format=torch.channels_last)
+    w = randn(6, channels, 1, 1, seed=2).float().to(memory_format=torch.channels_last)
+    x.requires_grad_(), w.requires_grad_()
+    o = utils.conv2d(x, w, 2)
+    pixels = x.detach().double()[:, :, ::2, ::2]
+    matrix = w.detach().double()[:, :, 0, 0]
+    expected = torch.einsum('oi,bihw->bohw', matrix, pixels)
+    torch.testing.assert_close(o.double(), expected, rtol=1e-5, atol=1e-6)
+    weights = randn(*o.shape, seed=3).float()
+    by_x, by_w = torch.autograd.grad((o * weights).sum(), [x, w])
+    expected = torch.zeros(x.shape, dtype=torch.double)
+    expected[:, :, ::2, ::2] = torch.einsum('oi,bohw->bihw', matrix, weights.double())
+    torch.testing.assert_close(by_x.double(), expected, rtol=1e-5, atol=1e-6)
+    expected = torch.einsum('bohw,bihw->oi', weights.double(), pixels)
+    torch.testing.assert_close(by_w.double()[:, :, 0, 0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_multiply_adds_are_those_of_convolutions_and_the_linear_layer():
