@@ -382,7 +382,7 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(home, signum, status
         if line.startswith('epoch 1/'):
             break
     process.send_signal(signum)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert (
         process.returncode == status
         and error.count('\n') == 1

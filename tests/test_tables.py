@@ -488,7 +488,7 @@ def fake(tmp_path):
     return given | {'DATAROOT': str(tmp_path), 'EPOCHS': '2', 'CUDA_VISIBLE_DEVICES': ''}, calls
 
 
-def until(true, seconds=60):
+def until(true, seconds=300):
     end = time.time() + seconds
     while not true():
         assert time.time() < end, 'waited in vain'
