@@ -144,7 +144,6 @@ def test_memory_after_each_epoch_is_told(tmp_path):
         ],
         check=False,
         cwd=tmp_path,
-        env=os.environ | {'OMP_NUM_THREADS': '1'},
         capture_output=True,
         text=True,
     )

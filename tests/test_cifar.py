@@ -57,14 +57,13 @@ def arguments(*options, dataset=('--dataset', 'folder', '--dataroot', 'set')):
 
 
 def command(cwd, *options, **kw):
-    env = os.environ | {'OMP_NUM_THREADS': '1'}
     return subprocess.run(
-        arguments(*options, **kw), check=False, cwd=cwd, env=env, capture_output=True, text=True
+        arguments(*options, **kw), check=False, cwd=cwd, capture_output=True, text=True
     )
 
 
 def start(cwd, *options, **kw):
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
+    env = os.environ | {'PYTHONUNBUFFERED': '1'}
     return subprocess.Popen(
         arguments(*options, **kw),
         cwd=cwd,
@@ -840,7 +839,6 @@ def test_without_a_compiler_the_run_goes_on(home, tmp_path):
     env = os.environ | {
         'CXX': str(tmp_path / 'none'),
         'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache'),
-        'OMP_NUM_THREADS': '1',
     }
     options = arguments('--save', 'logs/no_compiler', '--compile', '--epochs', '1')
     done = subprocess.run(options, check=False, cwd=home, env=env, capture_output=True, text=True)
@@ -1058,7 +1056,7 @@ def test_what_may_not_be_read_is_named(home, tmp_path):
         ['--evaluate', locked / 'x'],
     ):
         words = [*as_nobody, *arguments(*options, dataset=('--dataset', 'shapes'))]
-        env = os.environ | {'OMP_NUM_THREADS': '1', 'HOME': '/nowhere'}
+        env = os.environ | {'HOME': '/nowhere'}
         done = subprocess.run(words, check=False, cwd='/', env=env, capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
         assert 'locked' in done.stderr

@@ -427,7 +427,6 @@ def test_imagenet_killed_at_random_goes_on_to_the_same_bits(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / 'scripts' / 'kill.py', *words],
         check=False,
-        env=os.environ | {'OMP_NUM_THREADS': '1'},
         capture_output=True,
         text=True,
     )
