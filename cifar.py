@@ -1,14 +1,18 @@
 """Attention transfer on CIFAR: train a teacher, or a student that learns from one.
 
-    python cifar.py --save logs/resnet_16_2_teacher --depth 16 --width 2                      # a teacher
-    python cifar.py --save logs/at_16_1_16_2 --teacher_id resnet_16_2_teacher --beta 1e+3     # attention transfer
-    python cifar.py --save logs/kd_16_1_16_2 --teacher_id resnet_16_2_teacher --alpha 0.9     # knowledge distillation
-    python cifar.py --save logs/factt_16_1_16_2 --teacher_id resnet_16_2_teacher --method factt --beta 1e+3  # another transfer
-    python cifar.py --evaluate logs/at_16_1_16_2                                              # test a run, or a weights file
+    # a teacher
+    python cifar.py --save logs/resnet_16_2_teacher --depth 16 --width 2
+    # attention transfer, knowledge distillation, another transfer
+    python cifar.py --save logs/at_16_1_16_2 --teacher_id resnet_16_2_teacher --beta 1e+3
+    python cifar.py --save logs/kd_16_1_16_2 --teacher_id resnet_16_2_teacher --alpha 0.9
+    python cifar.py --save logs/f --teacher_id resnet_16_2_teacher --beta 1e+3 --method factt
+    # test a run, or a weights file
+    python cifar.py --evaluate logs/at_16_1_16_2
 
-The student's loss is distillation(...) + beta * the sum over the groups of at_loss, or what --method puts in its place; each is a
-function of utils.py. The same command with --resume goes on with a run that was stopped. --dtype bfloat16 --compile is the fast way on
-a GPU, or a CPU with instructions for it; without a network there are --dataset folder and --dataset shapes.
+The student's loss is distillation(...) + beta * the sum over the groups of at_loss, or what
+--method puts in its place; each is a function of utils.py. The same command with --resume goes on
+with a run that was stopped. --dtype bfloat16 --compile is the fast way on a GPU, or a CPU with
+instructions for it; without a network there are --dataset folder and --dataset shapes.
 """
 
 import os
@@ -76,11 +80,11 @@ utils.add_training_options(parser, batch_size=128, lr=0.1, epochs=PUBLISHED_EPOC
 # fmt: on
 
 
-# ---------------------------------------------------------------- options
+# ------------------------ options
 
 
 def complete(opt):
-    """The options with what was left open filled in. Raises UserError where they contradict each other."""
+    """The options, with what was left open. Raises UserError where they contradict each other."""
     opt = argparse.Namespace(**vars(opt))
     depth, width, check = {
         'wrn': (16, 1.0, resnet.check_wrn),
@@ -120,7 +124,8 @@ def check_transfer(opt):
 
 
 def run_name(opt):
-    """Dataset, net, teacher, and whatever else is not as published: CIFAR10_wrn-16-1_resnet_16_2_teacher_beta1000_seed0."""
+    """Dataset, net, teacher, and whatever else is not as published:
+    CIFAR10_wrn-16-1_resnet_16_2_teacher_beta1000_seed0."""
     root = f'-{Path(opt.dataroot).resolve().name}' if opt.dataset == 'folder' else ''
     parts = [
         opt.dataset + root,
@@ -135,7 +140,7 @@ def net_name(opt):
     return f'nin-{opt.width:g}' if opt.net == 'nin' else f'wrn-{opt.depth}-{opt.width:g}'
 
 
-# ---------------------------------------------------------------- teacher
+# ------------------------ teacher
 
 
 def load_teacher(opt):
@@ -161,8 +166,8 @@ def load_teacher(opt):
 
 
 def test_teacher(f, params, records, test_set, opt):
-    """The teacher's accuracy on the test set in per cent, None where its classes are others. Warns where its own log says otherwise:
-    a broken teacher teaches nothing, and shows nowhere else."""
+    """The teacher's accuracy on the test set in per cent, None where its classes are others. Warns
+    where its own log says otherwise: a broken teacher teaches nothing, and shows nowhere else."""
     if not utils.same_classes(params, records, test_set.classes):
         print(f'teacher {opt.teacher_id}: has other classes, so that its accuracy is not tested')
         return None
@@ -179,12 +184,12 @@ def test_teacher(f, params, records, test_set, opt):
     return acc
 
 
-# ---------------------------------------------------------------- loss and training
+# ------------------------ loss and training
 
 
 def make_loss(f_student, f_teacher, opt, device_ids):
-    """loss(images, index, draws, targets, params, beta) -> (loss, float32 [terms]), the terms as term_names lists them; beta, a 0-dim
-    tensor, is that of the epoch."""
+    """loss(images, index, draws, targets, params, beta) -> (loss, float32 [terms]), the terms as
+    term_names lists them; beta, a 0-dim tensor, is that of the epoch."""
     dtype = {'float': torch.float32, 'bfloat16': torch.bfloat16}[opt.dtype]
     transfer = by_gradient if opt.method in BY_GRADIENT else by_activations
 
@@ -213,7 +218,8 @@ def make_loss(f_student, f_teacher, opt, device_ids):
 
 
 def by_activations(student, teacher, x, targets, params, opt):
-    """(logits of both nets, the loss of each of --at_groups), for what compares the groups' activations: --method at and factt."""
+    """(logits of both nets, the loss of each of --at_groups), for what compares the groups'
+    activations: --method at and factt."""
     y_s, g_s = student(x)
     if teacher is None:
         return y_s, None, []
@@ -226,7 +232,8 @@ def by_activations(student, teacher, x, targets, params, opt):
 
 
 def by_gradient(student, teacher, x, targets, params, opt):
-    """(logits of both nets, [the loss]), for what looks at the gradient of the cross-entropy by the input: --method grad, sym and minl2."""
+    """(logits of both nets, [the loss]), for what looks at the gradient of the cross-entropy by the
+    input: --method grad, sym and minl2."""
     y_t = None
     if opt.method == 'grad':
         y_t, _, J_t = utils.input_gradient(teacher, x, targets)
@@ -243,7 +250,8 @@ def by_gradient(student, teacher, x, targets, params, opt):
 
 
 def make_adapters(params_s, params_t, f_student, f_teacher, opt):
-    """The 1x1 convolutions of --method factt, from the student's channels to the teacher's where these differ: {'group0': [C', C, 1, 1]}."""
+    """The 1x1 convolutions of --method factt, from the student's channels to the teacher's where
+    these differ: {'group0': [C', C, 1, 1]}."""
     if opt.method != 'factt':
         return {}
     x = torch.zeros(1, 3, 32, 32)
@@ -265,9 +273,10 @@ def term_names(opt):
 
 
 def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
-    """One pass over the training set. Returns {train_loss, train_acc, at_losses}, means over samples.
+    """One pass over the training set: {train_loss, train_acc, at_losses}, means over samples.
 
-    Raises UserError, status 1, where a term of the loss is not finite; it looks every 20 steps, as a look stops the device.
+    Raises UserError, status 1, where a term of the loss is not finite; it looks every 20 steps, as
+    a look stops the device.
     """
     images, labels, _ = train_set
     n = len(labels)
@@ -309,7 +318,7 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
 
 @torch.inference_mode()
 def test(f, params, test_set, base=''):
-    """Mean cross-entropy and top-1 accuracy in per cent of a net in float32: (test_loss, test_acc)."""
+    """(test_loss, test_acc) of a net in float32: mean cross-entropy, top-1 accuracy in per cent."""
     images, labels, _ = test_set
     losses, correct = [], 0
     for x, targets in zip(images.split(250), labels.split(250)):
@@ -320,7 +329,7 @@ def test(f, params, test_set, base=''):
     return total_loss / len(labels), 100 * int(correct) / len(labels)
 
 
-# ---------------------------------------------------------------- main
+# ------------------------ main
 
 
 def main(argv=None):
@@ -375,15 +384,18 @@ def trainable(params):
 
 
 def prepare(opt, device, checkpoint):
-    """(f_student, f_teacher, params, train_set, test_set, facts), all on the device: `params` of both nets and of what lies between,
-    with prefixes student., teacher. and adapter., and as facts what a continuation must find unchanged. Initial values are those of the seed, or of the checkpoint."""
+    """(f_student, f_teacher, params, train_set, test_set, facts), all on the device: `params` of
+    both nets and of what lies between, with prefixes student., teacher. and adapter., and as facts
+    what a continuation must find unchanged. Initial values are those of the seed, or of the
+    checkpoint."""
     f_teacher, params_t, records = load_teacher(opt) if opt.teacher_id else (None, {}, [])
     classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
     for option in ['--alpha'] * bool(opt.alpha) + ['--method grad'] * (opt.method == 'grad'):
         utils.check_classes(
             f'--teacher_id {opt.teacher_id} with {option}', params_t, records, classes
         )
-    # A student of its teacher's shape would draw that teacher's own initial values from the same seed.
+    # A student of its teacher's shape would draw that teacher's own initial values from the same
+    # seed.
     twin = bool(params_t) and resnet.same_shape(params_t, opt.depth, opt.width)
     torch.manual_seed(
         data.seed_of(
@@ -433,7 +445,8 @@ def prepare(opt, device, checkpoint):
 
 
 def train(opt, loss_of, f, params, optimizer, train_set, test_set, facts, checkpoint, how):
-    """The epochs, from the checkpoint's on; after each the run folder is written, and a line. how: what makes the run go on."""
+    """The epochs, from the checkpoint's on; after each the run folder is written, and a line. how:
+    what makes the run go on."""
     done, log = (checkpoint['epoch'], list(checkpoint['log'])) if checkpoint else (0, [])
     params_s, adapters = (utils.part(params, name) for name in ('student', 'adapter'))
     about = {
@@ -489,7 +502,8 @@ def train(opt, loss_of, f, params, optimizer, train_set, test_set, facts, checkp
 
 
 def evaluate(opt, given):
-    """--evaluate: prints one json_stats line. The data set is that of the run folder's log where no option names one."""
+    """--evaluate: prints one json_stats line. The data set is that of the run folder's log where no
+    option names one."""
     device, _ = utils.choose_device(opt)
     # The model.hkl of a run folder stands for the run, whose log tells the data set.
     source = Path(opt.evaluate)

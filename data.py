@@ -1,4 +1,5 @@
-"""Everything between disk and batch: whole sets in memory as uint8, and their augmentation, a batch at a time on the device."""
+"""Everything between disk and batch: whole sets in memory as uint8, and their augmentation, a batch
+at a time on the device."""
 
 import contextlib
 import functools
@@ -21,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-# CIFAR-10's mean and standard deviation in units of a byte, as published; for every set of small images.
+# CIFAR-10's mean and standard deviation in units of a byte, as published; for every set of small
+# images.
 MEAN = (125.3, 123.0, 113.9)
 STD = (63.0, 62.1, 66.7)
 # The same of ImageNet: .485 .456 .406 and .229 .224 .225 of 255.
@@ -30,8 +32,8 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class UserError(ValueError):
-    """A mistake in the user's data. utils.call_main tells it as it tells its own UserError, by the `status`: neither file imports
-    the other."""
+    """A mistake in the user's data. utils.call_main tells it as it tells its own UserError, by the
+    `status`: neither file imports the other."""
 
     status = 2
 
@@ -46,15 +48,16 @@ class ImageSet(NamedTuple):
     classes: list  # names, in the order of the labels
 
 
-# ---------------------------------------------------------------- sets
+# ------------------------ sets
 
 
 def open_sets(dataset: str, dataroot, nthread: int = 0) -> tuple[list, Callable]:
-    """(class names, load), where load() -> (train, test) ImageSets; what can be checked without decoding is checked at once.
+    """(class names, load), where load() -> (train, test) ImageSets; what can be checked without
+    decoding is checked at once.
 
-    dataset: CIFAR10 or CIFAR100 in torchvision's files below dataroot, fetched where there is a network; folder, of
-    dataroot/train/CLASS/* and dataroot/test/CLASS/* (or val); or shapes, drawn here. nthread: decoding threads, 0: one a core.
-    Raises UserError that names the file or folder.
+    dataset: CIFAR10 or CIFAR100 in torchvision's files below dataroot, fetched where there is a
+    network; folder, of dataroot/train/CLASS/* and dataroot/test/CLASS/* (or val); or shapes, drawn
+    here. nthread: decoding threads, 0: one a core. Raises UserError that names the file or folder.
     """
     if dataset == 'shapes':
         return SHAPES, lambda: (draw_shapes(SHAPES_TRAIN, seed=0), draw_shapes(SHAPES_TEST, seed=1))
@@ -123,12 +126,13 @@ def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
     )
 
 
-# ---------------------------------------------------------------- folders of images
+# ------------------------ folders of images
 
 
 def scan_folder(dataroot, option='--dataroot', tests=('test', 'val')) -> tuple[dict, dict]:
-    """{class: [files]} of dataroot/train and of the first of dataroot/`tests` that is there, classes and files sorted by name. Raises
-    UserError where one is missing or empty, there is one class only, or the two have different classes."""
+    """{class: [files]} of dataroot/train and of the first of dataroot/`tests` that is there,
+    classes and files sorted by name. Raises UserError where one is missing or empty, there is one
+    class only, or the two have different classes."""
     root = Path(dataroot)
     found = [name for name in tests if os.path.isdir(root / name)]
     sets = []
@@ -165,7 +169,8 @@ def _scan(folder):
 
 
 def read_lines(file, advice: str) -> list[tuple[str, str]]:
-    """(where, line) for the lines of a published list that are not blank; `where` names file and line in a message.
+    """(where, line) for the lines of a published list that are not blank; `where` names file and
+    line in a message.
 
     Raises UserError, with that advice, where the file cannot be read."""
     try:
@@ -178,12 +183,14 @@ def read_lines(file, advice: str) -> list[tuple[str, str]]:
 
 
 def is_class_and_file(path: str) -> bool:
-    """Whether a path is CLASS/FILE, which leads out of no folder, and which scan_folder would not pass over as hidden."""
+    """Whether a path is CLASS/FILE, which leads out of no folder, and which scan_folder would not
+    pass over as hidden."""
     return re.fullmatch(r'[^/.\0][^/\0]*/[^/.\0][^/\0]*', path) is not None
 
 
 def check_classes(names, source) -> None:
-    """Raises UserError where files of these names, train/CLASS/FILE and val/CLASS/FILE, would be no set that scan_folder takes."""
+    """Raises UserError where files of these names, train/CLASS/FILE and val/CLASS/FILE, would be no
+    set that scan_folder takes."""
     train, val = (
         {n.split('/')[1] for n in names if n.startswith(split)} for split in ('train/', 'val/')
     )
@@ -196,8 +203,8 @@ def check_classes(names, source) -> None:
 
 
 def unwritten(folder, names, resume: bool) -> list[str]:
-    """Those of `names`, paths below `folder`, that are not there yet. Raises UserError where it holds a file of another name, or,
-    without `resume`, anything at all."""
+    """Those of `names`, paths below `folder`, that are not there yet. Raises UserError where it
+    holds a file of another name, or, without `resume`, anything at all."""
     try:
         if not resume and os.path.isdir(folder) and os.listdir(folder):
             raise UserError(
@@ -238,7 +245,8 @@ def decode_sets(train, test, nthread=0):
 
 
 def decode_all(files, nthread=0) -> list:
-    """uint8 [H, W, 3] RGB arrays of image files, decoded on nthread threads (0: one a core) under a progress bar.
+    """uint8 [H, W, 3] RGB arrays of image files, decoded on nthread threads (0: one a core) under a
+    progress bar.
 
     Raises UserError that names the first broken file."""
     with quiet_decoders() as stderr, ThreadPoolExecutor(nthread or cores()) as pool:
@@ -282,8 +290,8 @@ def find_faults(files, nthread=0) -> list:
 
 
 def in_threads(work, items, doing: str, nthread=0) -> list:
-    """[work(item) for each of `items`], images, on nthread threads (0: one a core) under a progress bar. What work raises first comes
-    out here, and what has not begun by then never does."""
+    """[work(item) for each of `items`], images, on nthread threads (0: one a core) under a progress
+    bar. What work raises first comes out here, and what has not begun by then never does."""
     with quiet_decoders() as stderr, ThreadPoolExecutor(nthread or cores()) as pool:
         bar = tqdm(
             pool.map(work, items),
@@ -308,7 +316,8 @@ def cores() -> int:
 
 
 def decode(file) -> np.ndarray:
-    """uint8 [H, W, 3] RGB of one image file, turned as its EXIF says. Raises UserError where it is broken or cut off."""
+    """uint8 [H, W, 3] RGB of one image file, turned as its EXIF says. Raises UserError where it is
+    broken or cut off."""
     return cv2.cvtColor(decode_bgr(file, read_image(file)), cv2.COLOR_BGR2RGB)
 
 
@@ -335,7 +344,8 @@ def decode_bgr(file, raw, flags=cv2.IMREAD_COLOR):
 
 
 def is_cut_off(raw: bytes) -> bool:
-    """Whether a JPEG, PNG, WebP or BMP ends too early. Decoders fill what is missing with grey and do not tell."""
+    """Whether a JPEG, PNG, WebP or BMP ends too early. Decoders fill what is missing with grey and
+    do not tell."""
     if raw[:2] == b'\xff\xd8':
         return not _jpeg_ends(raw)
     if raw[:8] == b'\x89PNG\r\n\x1a\n':
@@ -351,8 +361,8 @@ MARKER = re.compile(rb'\xff[^\x00\x01\xd0-\xd7\xff]')  # neither a stuffed byte 
 
 
 def jpeg_segments(raw):
-    """(marker, position of the segment's data) of a JPEG, from marker to marker: what lies inside a segment, such as a thumbnail with
-    markers of its own, is passed over."""
+    """(marker, position of the segment's data) of a JPEG, from marker to marker: what lies inside a
+    segment, such as a thumbnail with markers of its own, is passed over."""
     at = 2
     while found := MARKER.search(raw, at):
         yield found.group()[1], found.end() + 2
@@ -366,8 +376,8 @@ def _jpeg_ends(raw):
 
 @contextlib.contextmanager
 def quiet_decoders():
-    """Keeps what image libraries write to file descriptor 2 off the terminal; yields a stream that still reaches it, which is
-    sys.stderr in the meantime."""
+    """Keeps what image libraries write to file descriptor 2 off the terminal; yields a stream that
+    still reaches it, which is sys.stderr in the meantime."""
     sys.stderr.flush()
     with os.fdopen(os.dup(2), 'w') as stderr, open(os.devnull, 'w') as null:
         os.dup2(null.fileno(), 2)
@@ -378,12 +388,12 @@ def quiet_decoders():
             os.dup2(stderr.fileno(), 2)
 
 
-# ---------------------------------------------------------------- chance
+# ------------------------ chance
 
 
 @functools.lru_cache(64)
 def seed_of(*what) -> int:
-    """A 63-bit seed for a purpose, such as seed_of(0, 'order', 3): other words, independent draws."""
+    """A 63-bit seed for a purpose, as seed_of(0, 'order', 3): other words, independent draws."""
     return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], 'little') >> 1
 
 
@@ -393,8 +403,8 @@ def epoch_order(n: int, seed: int, epoch: int) -> torch.Tensor:
 
 
 def crop_and_flip(n: int, seed: int, epoch: int, pad: int) -> torch.Tensor:
-    """int64 [n, 3]: for sample i of an epoch the crop's offset down and right, each uniform in 0 .. 2 pad, and whether it is
-    flipped. A row is a function of (seed, epoch, i) alone, whatever n."""
+    """int64 [n, 3]: for sample i of an epoch the crop's offset down and right, each uniform in 0 ..
+    2 pad, and whether it is flipped. A row is a function of (seed, epoch, i) alone, whatever n."""
     key = np.uint64(seed_of(seed, 'crop and flip', epoch))
     draws = [
         _mix(_mix(np.arange(n, dtype=np.uint64) + key) + np.uint64(j)) >> np.uint64(33)
@@ -409,25 +419,27 @@ def crop_and_flip(n: int, seed: int, epoch: int, pad: int) -> torch.Tensor:
 
 
 def uniforms(count: int, seed: int, epoch: int, index: int) -> np.ndarray:
-    """float64 [count], uniform in [0, 1): the draws of sample `index` in an epoch, a function of (seed, epoch, index) alone."""
+    """float64 [count], uniform in [0, 1): the draws of sample `index` in an epoch, a function of
+    (seed, epoch, index) alone."""
     key = np.uint64(seed_of(seed, 'photographs', epoch))
     sample = _mix(np.full(1, index, np.uint64) + key)
     return (_mix(sample + np.arange(count, dtype=np.uint64)) >> np.uint64(11)) * 2.0**-53
 
 
 def _mix(x):
-    """The finaliser of splitmix64 on uint64 arrays: every bit of the result depends on every bit of x."""
+    """The finaliser of splitmix64, of uint64 arrays: each bit of it depends on every bit of x."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-# ---------------------------------------------------------------- photographs: decoded, cropped and resized as they are needed
+# ------------------------ photographs: decoded, cropped and resized as they are needed
 
 
 def image_size(raw: bytes):
-    """(height, width) of a JPEG as it is seen, once turned as its EXIF says; None where its header does not tell."""
+    """(height, width) of a JPEG as it is seen, once turned as its EXIF says; None where its header
+    does not tell."""
     if raw[:2] != b'\xff\xd8':
         return None
     turned = False
@@ -457,8 +469,8 @@ def exif_orientation(tiff: bytes) -> int:
 
 
 def random_crop(height: int, width: int, u) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of RandomResizedCrop's crop: 8 to 100 % of the area, ratio 3/4 to 4/3, as torchvision draws it, from
-    22 numbers u in [0, 1)."""
+    """(top, left, height, width) of RandomResizedCrop's crop: 8 to 100 % of the area, ratio 3/4 to
+    4/3, as torchvision draws it, from 22 numbers u in [0, 1)."""
     for i in range(10):
         area = height * width * (0.08 + 0.92 * u[2 * i])
         ratio = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * u[2 * i + 1])
@@ -477,8 +489,9 @@ REDUCED = {
 
 
 def decode_part(file, box, size: tuple[int, int]) -> np.ndarray:
-    """uint8 BGR: the part box(height, width) -> (top, left, height, width) of an image file, to be resized to about `size`. A JPEG is
-    decoded at a half, a quarter or an eighth where the part has at least `size` pixels then. Raises UserError as `decode`."""
+    """uint8 BGR: the part box(height, width) -> (top, left, height, width) of an image file, to be
+    resized to about `size`. A JPEG is decoded at a half, a quarter or an eighth where the part has
+    at least `size` pixels then. Raises UserError as `decode`."""
     raw = read_image(file)
     shape, image = image_size(raw), None
     if shape is None:
@@ -495,8 +508,9 @@ def decode_part(file, box, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] to (height, width), bilinear; what shrinks is antialiased as PIL does it, so that a net sees the same whatever
-    loaded its images. OpenCV's own way to antialias takes twice the time."""
+    """uint8 [H, W, 3] to (height, width), bilinear; what shrinks is antialiased as PIL does it, so
+    that a net sees the same whatever loaded its images. OpenCV's own way to antialias takes twice
+    the time."""
     if image.shape[:2] == size:
         return image
     if image.shape[0] <= size[0] and image.shape[1] <= size[1]:
@@ -506,7 +520,8 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def train_view(file, size: int, seed: int, epoch: int, index: int, out=None) -> np.ndarray:
-    """uint8 [size, size, 3] RGB: random crop and flip of photograph `index`, a function of (seed, epoch, index)."""
+    """uint8 [size, size, 3] RGB: random crop and flip of photograph `index`, a function of (seed,
+    epoch, index)."""
     u = uniforms(23, seed, epoch, index)
     image = resize(decode_part(file, lambda h, w: random_crop(h, w, u), (size, size)), (size, size))
     image = cv2.flip(image, 1) if u[22] < 0.5 else image
@@ -514,8 +529,9 @@ def train_view(file, size: int, seed: int, epoch: int, index: int, out=None) -> 
 
 
 def plain_train_view(file, size: int, seed: int, epoch: int, index: int, out=None) -> np.ndarray:
-    """uint8 [size, size, 3] RGB: a crop at a random place, and flip, of photograph `index` whose shorter side was made
-    size * 256 / 224, as the paper fine-tunes; a function of (seed, epoch, index)."""
+    """uint8 [size, size, 3] RGB: a crop at a random place, and flip, of photograph `index` whose
+    shorter side was made size * 256 / 224, as the paper fine-tunes; a function of (seed, epoch,
+    index)."""
     u = uniforms(3, seed, epoch, index)
     image = decode_for(file, size)
     top, left = (int(v * (side - size + 1)) for v, side in zip(u, image.shape[:2]))
@@ -525,7 +541,8 @@ def plain_train_view(file, size: int, seed: int, epoch: int, index: int, out=Non
 
 
 def centre_view(file, size: int, out=None) -> np.ndarray:
-    """uint8 [size, size, 3] RGB: the centre of a photograph whose shorter side was made size * 256 / 224, as published."""
+    """uint8 [size, size, 3] RGB: the centre of a photograph whose shorter side was made size * 256
+    / 224, as published."""
     image = decode_for(file, size)
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return cv2.cvtColor(
@@ -536,7 +553,8 @@ def centre_view(file, size: int, out=None) -> np.ndarray:
 
 
 def decode_for(file, size: int) -> np.ndarray:
-    """uint8 BGR: a photograph, its shorter side made size * 256 / 224, for crops of `size`. Raises UserError as `decode`."""
+    """uint8 BGR: a photograph, its shorter side made size * 256 / 224, for crops of `size`. Raises
+    UserError as `decode`."""
     shorter = round(size * 256 / 224)
     image = decode_part(file, lambda h, w: (0, 0, h, w), (shorter, shorter))
     H, W = image.shape[:2]
@@ -549,9 +567,10 @@ def load_batches(
     """Yields (batch, uint8 [B, image_size, image_size, 3]) for each of `batches`, in their order.
 
     batches  iterable of sequences; view(item, out) fills `out`, uint8 [image_size, image_size, 3]
-    nthread  decoding threads (0: one a core); OpenCV decodes outside of Python's lock, so that processes gain nothing
-    ahead    batches that are decoded or being decoded before they are asked for: memory is bounded by ahead + 1 of them
-    pin      in memory from which a copy to a GPU runs beside its work
+    nthread  decoding threads (0: one a core); OpenCV decodes outside of Python's lock, so that
+    processes gain nothing ahead    batches that are decoded or being decoded before they are asked
+    for: memory is bounded by ahead + 1 of them pin      in memory from which a copy to a GPU runs
+    beside its work
 
     What a view raises comes out here."""
     cv2.setNumThreads(1)  # the threads are ours: an image each
@@ -587,16 +606,17 @@ def load_batches(
         pool.shutdown(cancel_futures=True)
 
 
-# ---------------------------------------------------------------- batches, on the training device
+# ------------------------ batches, on the training device
 
 
 def augment(
     images: torch.Tensor, index: torch.Tensor, draws: torch.Tensor, pad: int
 ) -> torch.Tensor:
-    """Reflect-pad, crop and flip images[index]: uint8 [N, H, W, 3] -> [B, H, W, 3], on the device that holds them.
+    """Reflect-pad, crop and flip images[index]: uint8 [N, H, W, 3] -> [B, H, W, 3], on the device
+    that holds them.
 
-    draws: int64 [B, 3], rows of crop_and_flip. Nothing is padded: each output pixel is fetched from where reflection
-    (without repeating the border) puts it.
+    draws: int64 [B, 3], rows of crop_and_flip. Nothing is padded: each output pixel is fetched from
+    where reflection (without repeating the border) puts it.
     """
     _, H, W, _ = images.shape
     rows = _reflect(torch.arange(H, device=images.device) + draws[:, 0:1] - pad, H)
@@ -612,13 +632,14 @@ def _reflect(i, n):
 
 
 def normalize(batch: torch.Tensor, mean=MEAN, std=STD) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last memory, less `mean`, over `std`, in units of a byte."""
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last memory, less `mean`, over `std`,
+    in units of a byte."""
     # Numbers, not tensors: to copy these to a GPU would wait for it at each step.
     channels = [(batch[..., c] - mean[c]) / std[c] for c in range(3)]
     return torch.stack(channels, -1).permute(0, 3, 1, 2)
 
 
-# ---------------------------------------------------------------- shapes: a set that is drawn, not loaded
+# ------------------------ shapes: a set that is drawn, not loaded
 
 SHAPES = [
     'disc',
@@ -636,8 +657,9 @@ SHAPES_TRAIN, SHAPES_TEST = 1000, 1000
 
 
 def draw_shapes(n: int, seed: int) -> ImageSet:
-    """n images of 32x32 pixels, of ten classes in turn: a small shape in a bright colour on a textured ground, among
-    grey shapes of any class. Who looks at the coloured one alone has it easy. A flip leaves the class as it is."""
+    """n images of 32x32 pixels, of ten classes in turn: a small shape in a bright colour on a
+    textured ground, among grey shapes of any class. Who looks at the coloured one alone has it
+    easy. A flip leaves the class as it is."""
     rng = np.random.default_rng(seed)
     images = np.stack([_draw_shape(i % len(SHAPES), rng) for i in range(n)])
     return ImageSet(torch.from_numpy(images), torch.arange(n) % len(SHAPES), SHAPES)

@@ -1,13 +1,18 @@
-"""Attention transfer on ImageNet, or any folders of photographs: train a student that learns from a net in a file, or fine-tune.
+"""Attention transfer on ImageNet, or any folders of photographs: train a student that learns from a
+net in a file, or fine-tune.
 
-    python imagenet.py --imagenetpath ~/ILSVRC2012 --depth 18 --width 1 --save logs/resnet_18                    # a student alone
-    python imagenet.py --imagenetpath ~/ILSVRC2012 --depth 18 --width 1 --teacher_params resnet-34-export.hkl \\
-        --gpu_id 0,1 --ngpu 2 --beta 1e+3 --save logs/at_18_34                                                   # attention transfer
-    torchrun --nproc_per_node 8 imagenet.py ...              # a process a GPU; several machines by torchrun's own options
-    python imagenet.py --imagenetpath ~/ILSVRC2012 --evaluate resnet-34-export.hkl                               # test any weights file
+    # a student alone, and with attention transfer
+    python imagenet.py --imagenetpath ~/ILSVRC2012 --depth 18 --width 1 --save logs/resnet_18
+    python imagenet.py --imagenetpath ~/ILSVRC2012 --depth 18 --width 1 --save logs/at_18_34 \\
+        --teacher_params resnet-34-export.hkl --beta 1e+3 --gpu_id 0,1 --ngpu 2
+    # a process a GPU; several machines by torchrun's own options
+    torchrun --nproc_per_node 8 imagenet.py ...
+    # test any weights file
+    python imagenet.py --imagenetpath ~/ILSVRC2012 --evaluate resnet-34-export.hkl
 
-The student's loss is distillation(...) + beta * the sum over --at_groups of at_loss, in utils.py. A checkpoint is written every
---checkpoint_minutes; the same command with --resume goes on at that very step.
+The student's loss is distillation(...) + beta * the sum over --at_groups of at_loss, in utils.py. A
+checkpoint is written every --checkpoint_minutes; with --resume the same command goes on at that
+very step.
 """
 
 import os
@@ -44,7 +49,8 @@ from utils import UserError, number
 
 PUBLISHED_EPOCHS, PUBLISHED_STEPS = 100, [30, 60, 90]
 TRAIN_CROPS = {'resized': data.train_view, 'plain': data.plain_train_view}
-# Top-1 error, single crop, per cent, of what has a layout and depth that is known: the releases, and torchvision's first weights.
+# Top-1 error, single crop, per cent, of what has a layout and depth that is known: the releases,
+# and torchvision's first weights.
 KNOWN_ERRORS = {
     ('folded', 18, 1): 30.4,
     ('folded', 34, 1): 26.72,
@@ -82,11 +88,11 @@ parser.add_argument('--checkpoint_minutes', default=10.0, type=number(above=0), 
 # fmt: on
 
 
-# ---------------------------------------------------------------- options
+# ------------------------ options
 
 
 def complete(opt):
-    """The options with what was left open filled in. Raises UserError where they contradict each other."""
+    """The options, with what was left open. Raises UserError where they contradict each other."""
     opt = argparse.Namespace(**vars(opt))
     resnet.check_resnet(opt.depth, opt.width)
     utils.complete_losses(opt, 'teacher_params')
@@ -119,7 +125,8 @@ def usual_crop(opt):
 
 
 def run_name(opt):
-    """Data, net, teacher, and whatever else is not as published: ILSVRC2012_resnet-18-1_resnet-34-export_beta1000_seed0."""
+    """Data, net, teacher, and whatever else is not as published:
+    ILSVRC2012_resnet-18-1_resnet-34-export_beta1000_seed0."""
     net = f'resnet-{opt.depth}-{opt.width:g}'
     parts = [Path(opt.imagenetpath).resolve().name, net, utils.without_suffix(opt.teacher_params)]
     said = {'depth', 'width', 'teacher_params'}
@@ -127,7 +134,7 @@ def run_name(opt):
     return utils.run_name(parts, opt, parser, said, PUBLISHED_STEPS, PUBLISHED_EPOCHS)
 
 
-# ---------------------------------------------------------------- processes of torchrun: ranks
+# ------------------------ processes of torchrun: ranks
 
 
 def rank():
@@ -145,7 +152,7 @@ def join():
 
 
 def open_device(opt):
-    """(device, device_ids) of this process; under torchrun each has a GPU of its own where there are any."""
+    """(device, device_ids) of this process; under torchrun each has a GPU of its own, if any."""
     device, device_ids = utils.choose_device(opt)
     if world_size() > 1 and device.type == 'cuda':
         device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
@@ -184,8 +191,8 @@ def gather(items):
 
 
 def all_or_none(f, *arguments):
-    """f(*arguments) in every rank. A mistake of the user's, which mostly all ranks find, is told by the first that finds it, and ends them
-    all, as --help does. f waits for no other rank."""
+    """f(*arguments) in every rank. A mistake of the user's, which mostly all ranks find, is told by
+    the first that finds it, and ends them all, as --help does. f waits for no other rank."""
     result = end = None
     try:
         result = f(*arguments)
@@ -216,11 +223,12 @@ def say(text, file=None):
         print(text, file=file or sys.stdout, flush=True)
 
 
-# ---------------------------------------------------------------- data
+# ------------------------ data
 
 
 class Photographs:
-    """The files of a train or val folder: `files`, `labels` int64 [N], `classes`; decoded in batches when they are needed."""
+    """The files of a train or val folder: `files`, `labels` int64 [N], `classes`; decoded in
+    batches when they are needed."""
 
     def __init__(self, folder):
         self.files = [file for files in folder.values() for file in files]
@@ -229,7 +237,8 @@ class Photographs:
         self.broken = set()  # indices of those that --skip_broken has replaced
 
     def batches(self, batches, view, opt, device):
-        """(images, labels) on the device for each index tensor of `batches`; view(file, i, out) fills the image of sample i."""
+        """(images, labels) on the device for each index tensor of `batches`; view(file, i, out)
+        fills the image of sample i."""
 
         def one(i, out):
             i = int(i)
@@ -282,7 +291,8 @@ def open_photographs(opt):
 
 
 def check_images(sets, opt):
-    """--check_images: every image is decoded once, by all ranks together. Raises UserError after a line on each that is broken."""
+    """--check_images: every image is decoded once, by all ranks together. Raises UserError after a
+    line on each that is broken."""
     files = [file for photographs in sets for file in photographs.files]
     broken = gather(data.find_broken(files[rank() :: world_size()], opt.nthread))
     for line in broken:
@@ -294,12 +304,14 @@ def check_images(sets, opt):
         end_all(UserError(f'--check_images: {mistake}'), status=2)
 
 
-# ---------------------------------------------------------------- nets
+# ------------------------ nets
 
 
 def load_student(opt, num_classes, params_t):
-    """(f, params) of the net to train: of --student_params, or new. With --finetune its head is new, and what stays fixed needs no gradient."""
-    # A student of its teacher's shape would draw that teacher's own initial values from the same seed.
+    """(f, params) of the net to train: of --student_params, or new. With --finetune its head is
+    new, and what stays fixed needs no gradient."""
+    # A student of its teacher's shape would draw that teacher's own initial values from the same
+    # seed.
     twin = bool(params_t) and resnet.same_shape(params_t, opt.depth, opt.width)
     of_teacher = twin and utils.crc(params_t.values())
     torch.manual_seed(data.seed_of(opt.seed, 'initial values', opt.depth, opt.width, of_teacher))
@@ -324,7 +336,8 @@ def load_student(opt, num_classes, params_t):
 
 
 def is_fixed(name):
-    """Whether fine-tuning leaves a parameter alone (section 4.2 of the paper): batch norms, the first group, and what lies before it."""
+    """Whether fine-tuning leaves a parameter alone (section 4.2 of the paper): batch norms, the
+    first group, and what lies before it."""
     return (
         name.startswith(('conv0', 'bn0', 'affine0', 'group0.'))
         or re.search(r'\b(bn\w*|affine\w*)\.\w+$', name) is not None
@@ -342,8 +355,9 @@ def load_net_for(opt, option):
 
 
 def test_teacher(f, params, records, val, opt, device):
-    """Top-1 accuracy of the teacher in per cent on a fixed sample of 2,000 validation images, None where its classes are others. Warns where
-    that is far from its own log, or from the figure known for such a net."""
+    """Top-1 accuracy of the teacher in per cent on a fixed sample of 2,000 validation images, None
+    where its classes are others. Warns where that is far from its own log, or from the figure known
+    for such a net."""
     if not utils.same_classes(params, records, val.classes):
         say(f'teacher {opt.teacher_params}: has other classes, so that its accuracy is not tested')
         return None
@@ -371,7 +385,7 @@ def test_teacher(f, params, records, val, opt, device):
     return acc
 
 
-# ---------------------------------------------------------------- loss
+# ------------------------ loss
 
 
 def normalize(images):
@@ -379,8 +393,8 @@ def normalize(images):
 
 
 def make_loss(f_student, f_teacher, opt, device_ids):
-    """loss(images, targets, params, transfer) -> (loss, float32 [terms]), the terms as term_names lists them; transfer: whether the maps
-    count in this epoch."""
+    """loss(images, targets, params, transfer) -> (loss, float32 [terms]), the terms as term_names
+    lists them; transfer: whether the maps count in this epoch."""
     dtype = {'float': torch.float32, 'bfloat16': torch.bfloat16}[opt.dtype]
 
     def f(x, params, training):
@@ -404,7 +418,7 @@ def make_loss(f_student, f_teacher, opt, device_ids):
 
 
 def hits(logits, targets):
-    """bool [2, B]: whether the label is the likeliest class, and whether it is one of the five likeliest."""
+    """bool [2, B]: whether the label is the likeliest class, and one of the five likeliest."""
     found = logits.topk(min(5, logits.shape[1]), 1).indices == targets[:, None]
     return torch.stack([found[:, 0], found.any(1)])
 
@@ -415,8 +429,9 @@ def term_names(opt):
 
 
 class Student(torch.nn.Module):
-    """The loss as a module that owns the student's parameters and statistics: what DistributedDataParallel asks for. Gradients become
-    means over the ranks, statistics the first rank's."""
+    """The loss as a module that owns the student's parameters and statistics: what
+    DistributedDataParallel asks for. Gradients become means over the ranks, statistics the first
+    rank's."""
 
     def __init__(self, loss_of, params):
         super().__init__()
@@ -432,18 +447,20 @@ class Student(torch.nn.Module):
         return self.loss_of(images, targets, self.params, transfer)
 
 
-# ---------------------------------------------------------------- training and testing
+# ------------------------ training and testing
 
 
 def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint):
-    """One pass over the training images, from where `begun`, a checkpoint or None, left it. Returns {train_loss, train_acc, at_losses},
-    means over samples.
+    """One pass over the training images, from where `begun`, a checkpoint or None, left it. Returns
+    {train_loss, train_acc, at_losses}, means over samples.
 
-    A checkpoint is written where it is time, and after the last step, so that testing may be interrupted. Raises UserError, status 1,
-    where a term of the loss is not finite: it looks every 20 steps, as a look stops the device."""
+    A checkpoint is written where it is time, and after the last step, so that testing may be
+    interrupted. Raises UserError, status 1, where a term of the loss is not finite: it looks every
+    20 steps, as a look stops the device."""
     n, world, names = len(train.labels), world_size(), term_names(opt)
     batches = data.epoch_order(n, opt.seed, epoch).split(opt.batch_size)
-    # Ranks split a batch. One that gets nothing of the last, smaller one takes its first image with weight 0.
+    # Ranks split a batch. One that gets nothing of the last, smaller one takes its first image with
+    # weight 0.
     mine = [b[rank() :: world] if len(b) > rank() else b[:1] for b in batches]
     weights = [len(b[rank() :: world]) for b in batches]
     start, sums = resumed_sums(begun, len(names))
@@ -492,7 +509,8 @@ def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint
 
 
 def resumed_sums(begun, n):
-    """(the step that a checkpoint was written after, this rank's sums of the terms until then, float64 [n])."""
+    """(the step that a checkpoint was written after, this rank's sums of the terms until then,
+    float64 [n])."""
     if not begun or not begun['step']:
         return 0, torch.zeros(n, dtype=torch.double)
     sums = torch.tensor(begun['sums'], dtype=torch.double)
@@ -503,8 +521,9 @@ def resumed_sums(begun, n):
 
 @torch.inference_mode()
 def test(f, params, val, opt, device, sample=None, base=''):
-    """(mean cross-entropy, [top-1, top-5] accuracy in per cent) of a net in float32, single crop; every image counts once, whatever the
-    number of ranks. sample: indices to test on (default: all)."""
+    """(mean cross-entropy, [top-1, top-5] accuracy in per cent) of a net in float32, single crop;
+    every image counts once, whatever the number of ranks. sample: indices to test on (default:
+    all)."""
     index = torch.arange(len(val.labels)) if sample is None else sample
     sums = torch.zeros(3, dtype=torch.double)
 
@@ -521,11 +540,12 @@ def test(f, params, val, opt, device, sample=None, base=''):
     return loss / len(index), [100 * r / len(index) for r in right]
 
 
-# ---------------------------------------------------------------- main
+# ------------------------ main
 
 
 class Checkpoints:
-    """Those inside an epoch: every --checkpoint_minutes, and at the step after SIGUSR1, or after SIGTERM or SIGINT, which then end the run."""
+    """Those inside an epoch: every --checkpoint_minutes, and at the step after SIGUSR1, or after
+    SIGTERM or SIGINT, which then end the run."""
 
     def __init__(self, opt, make):
         self.opt, self.make = opt, make
@@ -566,8 +586,9 @@ class Checkpoints:
 
 
 def begin(argv):
-    """(opt, checkpoint, whether it is that of --save) of the command, None in place of opt where nothing is left to do. The first rank does
-    this for all, so that a mistake is told once and a run folder on its disk is enough."""
+    """(opt, checkpoint, whether it is that of --save) of the command, None in place of opt where
+    nothing is left to do. The first rank does this for all, so that a mistake is told once and a
+    run folder on its disk is enough."""
     opt, given = parser.parse(argv)
     if opt.evaluate:
         # A run is tested at its own size.
@@ -637,8 +658,8 @@ def trainable(params):
 
 
 def load(opt, checkpoint):
-    """(f_student, f_teacher, params_s, params_t, records of the teacher's log, train, val, facts): what is read from files, and as facts what a
-    continuation must find unchanged."""
+    """(f_student, f_teacher, params_s, params_t, records of the teacher's log, train, val, facts):
+    what is read from files, and as facts what a continuation must find unchanged."""
     f_teacher, params_t, records = (
         load_net_for(opt, 'teacher_params') if opt.teacher_params else (None, {}, [])
     )
@@ -665,7 +686,8 @@ def load(opt, checkpoint):
 
 
 def prepare(opt, device, checkpoint):
-    """(f_student, f_teacher, params, train, val, facts) as of load; `params` of both nets on the device, with prefixes student. and teacher."""
+    """(f_student, f_teacher, params, train, val, facts) as of load; `params` of both nets on the
+    device, with prefixes student. and teacher."""
     loaded = all_or_none(load, opt, checkpoint)
     f_student, f_teacher, params_s, params_t, records, train_set, val, facts = loaded
     if opt.check_images:
@@ -682,7 +704,8 @@ def prepare(opt, device, checkpoint):
 
 
 def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, how):
-    """The epochs, from the checkpoint `begun` on; after each the run folder is written, and a line. how: what makes the run go on."""
+    """The epochs, from the checkpoint `begun` on; after each the run folder is written, and a line.
+    how: what makes the run go on."""
     done, log = (begun['epoch'], list(begun['log'])) if begun else (0, [])
     device = next(iter(params.values())).device
     params_s = utils.part(params, 'student')
@@ -785,7 +808,8 @@ def evaluate(opt, device):
 if __name__ == '__main__':
     status = utils.call_main(main)
     if world_size() > 1:
-        # All is written. The threads of torch.distributed now and then abort a process that is taken down in the usual way.
+        # All is written. The threads of torch.distributed now and then abort a process that is
+        # taken down in the usual way.
         if dist.is_initialized() and status == 0:
             dist.barrier()
         sys.stdout.flush(), sys.stderr.flush()

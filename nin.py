@@ -1,6 +1,8 @@
-"""Network in network (Lin et al. 2013) as a function over a flat dict of tensors, as in Tables 1 and 3 of the paper.
+"""Network in network (Lin et al. 2013) as a function over a flat dict of tensors, as in Tables 1
+and 3 of the paper.
 
-The constructor returns `(f, params)` with the signature that resnet.py describes; `groups` are the three activations before pooling.
+The constructor returns `(f, params)` with the signature that resnet.py describes; `groups` are the
+three activations before pooling.
 """
 
 from collections.abc import Callable
@@ -34,13 +36,16 @@ def check_nin(depth, width) -> None:
 def nin(
     width: int, num_classes: int, bn: bool = True, pool_relu: bool = True
 ) -> tuple[Callable, dict]:
-    """NIN for small images: three groups of a 3x3 convolution and two 1x1 with `width` channels, batch norm and ReLU after each; 3x3
-    max-pooling with stride 2 between the groups, global average pooling and a linear layer at the end. Width 96 has 226 thousand
-    parameters, width 192 895 thousand: the thin and the wide NIN of Table 1, whose widths and pooling the paper does not state.
+    """NIN for small images: three groups of a 3x3 convolution and two 1x1 with `width` channels,
+    batch norm and ReLU after each; 3x3 max-pooling with stride 2 between the groups, global average
+    pooling and a linear layer at the end. Width 96 has 226 thousand parameters, width 192 895
+    thousand: the thin and the wide NIN of Table 1, whose widths and pooling the paper does not
+    state.
 
-    pool_relu False: the last convolution of each group has a bias, and neither batch norm nor ReLU, so that `groups` are outputs of convolutions:
-    the teacher of Table 3. bn False: no batch norm at all, and no ReLU before pooling either: the student of Table 3.
-    Initial values as in resnet.wrn, biases 0.
+    pool_relu False: the last convolution of each group has a bias, and neither batch norm nor ReLU,
+    so that `groups` are outputs of convolutions: the teacher of Table 3. bn False: no batch norm at
+    all, and no ReLU before pooling either: the student of Table 3. Initial values as in resnet.wrn,
+    biases 0.
 
     Raises UserError as check_nin, or where num_classes is below 1.
     """

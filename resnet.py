@@ -1,14 +1,16 @@
 """Residual networks as functions over a flat dict of tensors.
 
-A constructor returns `(f, params)`. `params` maps names such as 'group1.block0.conv0' to tensors, and
+A constructor returns `(f, params)`. `params` maps names such as 'group1.block0.conv0' to tensors,
+and
 
     logits, groups = f(x, params, training, base='')
 
 runs the net that the names spell:
 
-    x         [B, 3, H, W], any H and W; its dtype is the one that convolutions and activations compute in
-              (a float64 x needs float64 params)
-    training  True: batch norm uses the batch's statistics and updates the running ones in `params` in place
+    x         [B, 3, H, W], any H and W; its dtype is the one that convolutions and activations
+              compute in (a float64 x needs float64 params)
+    training  True: batch norm uses the batch's statistics and updates the running ones in `params`
+              in place
     base      a prefix of every name, so that one merged dict serves several nets
     logits    [B, num_classes], float32 (float64 for a float64 x)
     groups    the activations at the end of each group, whose attention maps are transferred
@@ -38,11 +40,12 @@ from utils import (
     set_requires_grad_except_bn_,
 )
 
-# ---------------------------------------------------------------- CIFAR: pre-activation Wide ResNet
+# ------------------------ CIFAR: pre-activation Wide ResNet
 
 
 def check_wrn(depth, width) -> None:
-    """Raises UserError where depth is not 6n + 4 with n >= 1, or width leaves a group without channels or asks for too many."""
+    """Raises UserError where depth is not 6n + 4 with n >= 1, or width leaves a group without
+    channels or asks for too many."""
     if not 10 <= depth < 10_000 or depth % 6 != 4:
         raise UserError(
             f'depth {depth}: a Wide ResNet has depth 6n + 4 with n >= 1, such as 10, 16, 22, 28 or 40'
@@ -52,11 +55,13 @@ def check_wrn(depth, width) -> None:
 
 
 def wrn(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
-    """Wide ResNet for small images: WRN-depth-width of Zagoruyko & Komodakis, BMVC 2016 (width 1: a pre-activation ResNet).
+    """Wide ResNet for small images: WRN-depth-width of Zagoruyko & Komodakis, BMVC 2016 (width 1: a
+    pre-activation ResNet).
 
-    Three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times `width` channels, the first at full resolution, the
-    others at a half and a quarter. Initial values come from torch's global generator: Kaiming-normal convolutions and
-    fc.weight, batch-norm weights uniform(0, 1), as the published recipe had it.
+    Three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times `width` channels, the first at
+    full resolution, the others at a half and a quarter. Initial values come from torch's global
+    generator: Kaiming-normal convolutions and fc.weight, batch-norm weights uniform(0, 1), as the
+    published recipe had it.
 
     Raises UserError as check_wrn, or where num_classes is below 1.
     """
@@ -120,7 +125,7 @@ def wrn_function(n: int) -> Callable:
     return f
 
 
-# ---------------------------------------------------------------- ImageNet: ResNet, post-activation
+# ------------------------ ImageNet: ResNet, post-activation
 
 
 # Blocks of the four groups, and whether they are bottlenecks.
@@ -134,12 +139,14 @@ RESNETS = {
 
 
 def resnet(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
-    """ResNet for photographs: He et al. 2015 as fb.resnet.torch has it, with batch norm on the shortcut's convolution too, and the
-    stride of a bottleneck in its 3x3. Depths 18 and 34 have basic blocks, 50, 101 and 152 bottlenecks.
+    """ResNet for photographs: He et al. 2015 as fb.resnet.torch has it, with batch norm on the
+    shortcut's convolution too, and the stride of a bottleneck in its 3x3. Depths 18 and 34 have
+    basic blocks, 50, 101 and 152 bottlenecks.
 
-    Four groups with 64, 128, 256 and 512 times `width` channels at 1/4 to 1/32 of the image's size; in a bottleneck these are
-    the channels of the 3x3 alone (width 2 and depth 50: WRN-50-2), and 4 times the unwidened number leave it. `groups` are the
-    four outputs, after the last ReLU. Initial values: Kaiming-normal convolutions and fc.weight, batch-norm weights 1.
+    Four groups with 64, 128, 256 and 512 times `width` channels at 1/4 to 1/32 of the image's size;
+    in a bottleneck these are the channels of the 3x3 alone (width 2 and depth 50: WRN-50-2), and 4
+    times the unwidened number leave it. `groups` are the four outputs, after the last ReLU. Initial
+    values: Kaiming-normal convolutions and fc.weight, batch-norm weights 1.
 
     Raises UserError where depth is not one of these, or width or num_classes leave no channels.
     """
@@ -188,7 +195,8 @@ def check_resnet(depth, width) -> None:
 
 
 def resnet_function(blocks: Sequence[int]) -> Callable:
-    """The `f` of every resnet with so many blocks in its groups; the names tell which blocks are bottlenecks."""
+    """The `f` of every resnet with so many blocks in its groups; the names tell which blocks are
+    bottlenecks."""
 
     def conv_bn(x, params, conv, bn, training, stride=1):
         padding = params[conv].shape[2] // 2
@@ -228,7 +236,7 @@ def four_groups(block, x, params, base, training, blocks):
     return tuple(groups)
 
 
-# ---------------------------------------------------------------- ImageNet: the layouts of the released weights
+# ------------------------ ImageNet: the layouts of the released weights
 
 
 def conv2d_bias(x, params, base, stride=1, padding=0):
@@ -238,10 +246,12 @@ def conv2d_bias(x, params, base, stride=1, padding=0):
 
 
 def folded_resnet(params: dict) -> Callable:
-    """The `f` of a resnet whose batch norms are folded into its convolutions, as ResNet-18, ResNet-34 and WRN-50-2 were released.
+    """The `f` of a resnet whose batch norms are folded into its convolutions, as ResNet-18,
+    ResNet-34 and WRN-50-2 were released.
 
-    Topology is read from the names in `params`: a block with conv2 is a bottleneck; the shortcut is conv_dim, with its bias, where
-    it exists. `training` changes nothing. `groups` are the four outputs, after the last ReLU."""
+    Topology is read from the names in `params`: a block with conv2 is a bottleneck; the shortcut is
+    conv_dim, with its bias, where it exists. `training` changes nothing. `groups` are the four
+    outputs, after the last ReLU."""
     blocks = count_blocks(params)
 
     def block(x, params, base, training, stride):
@@ -266,9 +276,11 @@ def folded_resnet(params: dict) -> Callable:
 
 
 def affine_resnet(params: dict) -> Callable:
-    """The `f` of a pre-activation resnet whose batch norms became x -> a x + b, as ResNet-18-AT was released.
+    """The `f` of a pre-activation resnet whose batch norms became x -> a x + b, as ResNet-18-AT was
+    released.
 
-    Topology is read from the names in `params`. `training` changes nothing. `groups` are the four sums, before the next ReLU."""
+    Topology is read from the names in `params`. `training` changes nothing. `groups` are the four
+    sums, before the next ReLU."""
     blocks = count_blocks(params)
 
     def affine_relu(x, params, base):
@@ -294,7 +306,7 @@ def affine_resnet(params: dict) -> Callable:
     return f
 
 
-# ---------------------------------------------------------------- topology from names
+# ------------------------ topology from names
 
 
 BN = r'(weight|bias|running_mean|running_var)'
@@ -318,7 +330,8 @@ MARKS = {
 
 
 def layout(params: dict) -> str:
-    """'wrn', 'nin', 'resnet', 'folded' or 'affine': the layout that the names tell. Raises UserError with those not understood."""
+    """'wrn', 'nin', 'resnet', 'folded' or 'affine': the layout that the names tell. Raises
+    UserError with those not understood."""
     found = next((name for name, marks in MARKS.items() if marks & params.keys()), None)
     if found is None:
         names = ', '.join(sorted(params)[:4])
@@ -350,7 +363,8 @@ def count_blocks(params: dict) -> list[int]:
 
 
 def net_shape(params: dict) -> tuple[int, float, int]:
-    """(depth, width, num_classes) of the net whose parameters these are, of any layout. Raises UserError where they are of none."""
+    """(depth, width, num_classes) of the net whose parameters these are, of any layout. Raises
+    UserError where they are of none."""
     kind = layout(params)
     counts = [] if kind == 'nin' else count_blocks(params)
 
@@ -382,15 +396,17 @@ def net_shape(params: dict) -> tuple[int, float, int]:
 
 
 def same_shape(params: dict, depth, width) -> bool:
-    """Whether these are the parameters of a net of that depth and width, which names tell but for a fraction of a channel."""
+    """Whether these are the parameters of a net of that depth and width, which names tell but for a
+    fraction of a channel."""
     found_depth, found_width, _ = net_shape(params)
     last = {'nin': 1, 'wrn': 64}.get(layout(params), 512)
     return found_depth == depth and round(last * found_width) == int(last * width)
 
 
 def from_params(params: dict) -> Callable:
-    """The function of the net whose parameters these are, its layout and topology read from their names: a wrn, a nin, a resnet,
-    or a release (folded, affine). Raises UserError with the names that were not understood."""
+    """The function of the net whose parameters these are, its layout and topology read from their
+    names: a wrn, a nin, a resnet, or a release (folded, affine). Raises UserError with the names
+    that were not understood."""
     kind = layout(params)
     makers = {'folded': folded_resnet, 'affine': affine_resnet}
     if kind in makers:
@@ -401,19 +417,20 @@ def from_params(params: dict) -> Callable:
     return wrn_function(counts[0]) if kind == 'wrn' else resnet_function(counts)
 
 
-# ---------------------------------------------------------------- nets from files
+# ------------------------ nets from files
 
 
 def new_net(kind, depth, width, num_classes, bn=True, pool_relu=True) -> tuple[Callable, dict]:
-    """(f, params) of a new net of the layout 'wrn', 'resnet' or 'nin'; bn and pool_relu are those of nin.nin."""
+    """(f, params) of a new net of the layout 'wrn', 'resnet' or 'nin'; bn and pool_relu are those
+    of nin.nin."""
     if kind == 'nin':
         return nin.nin(width, num_classes, bn, pool_relu)
     return {'wrn': wrn, 'resnet': resnet}[kind](depth, width, num_classes)
 
 
 def check_net(params: dict, source) -> tuple[Callable, dict]:
-    """(f, params) of a net of any layout, its parameters in float32. Raises UserError, naming `source`, where one is missing, not
-    understood, of another shape, or not finite."""
+    """(f, params) of a net of any layout, its parameters in float32. Raises UserError, naming
+    `source`, where one is missing, not understood, of another shape, or not finite."""
     try:
         kind, (depth, width, num_classes) = layout(params), net_shape(params)
         f = from_params(params)
@@ -439,10 +456,12 @@ def check_net(params: dict, source) -> tuple[Callable, dict]:
 
 
 def load_net(source) -> tuple[Callable, dict, list]:
-    """(f, params, records) of a weights file, whose names tell the net, or of a run folder (`records`: the lines of its log; [] of a
-    file). Folders of the published code (log.txt and model.pt7) are run folders too.
+    """(f, params, records) of a weights file, whose names tell the net, or of a run folder
+    (`records`: the lines of its log; [] of a file). Folders of the published code (log.txt and
+    model.pt7) are run folders too.
 
-    Raises UserError that names the file where it is damaged, or its names tell another net than the log."""
+    Raises UserError that names the file where it is damaged, or its names tell another net than the
+    log."""
     source, records = Path(source), []
     weights = source
     if not os.path.exists(source):

@@ -1,4 +1,5 @@
-"""What the training scripts share, by subject: parameters, losses, several devices, weights files, the run folder, options."""
+"""What the training scripts share, by subject: parameters, losses, several devices, weights files,
+the run folder, options."""
 
 import argparse
 import contextlib
@@ -30,18 +31,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class UserError(ValueError):
-    """A mistake of the user's, or a machine's limit: told in one line, with this exit status, and no traceback."""
+    """A mistake of the user's, or a machine's limit: told in one line, with this exit status, and
+    no traceback."""
 
     def __init__(self, message: str, status: int = 2):
         super().__init__(message)
         self.status = status
 
 
-# ---------------------------------------------------------------- parameters: a flat dict of tensors
+# ------------------------ parameters: a flat dict of tensors
 
 
 def cast(params, dtype: str = 'float'):
-    """A tensor, or a dict of tensors (nested too), in the dtype of that name: 'float', 'bfloat16', 'double', 'long' …"""
+    """A tensor, or a dict of tensors (nested too), in the dtype of that name: 'float', 'bfloat16',
+    'double', 'long' …"""
     if isinstance(params, dict):
         return {k: cast(v, dtype) for k, v in params.items()}
     return getattr(params, dtype)()
@@ -59,7 +62,7 @@ def flatten(nested: dict) -> dict:
 
 
 def part(params: dict, name: str) -> dict:
-    """What `name`. begins the names of, without it: the inverse of flatten for one net of several."""
+    """What `name`. begins the names of, without it: the inverse of flatten for one of several."""
     return {k.removeprefix(f'{name}.'): v for k, v in params.items() if k.startswith(f'{name}.')}
 
 
@@ -74,7 +77,8 @@ def linear_params(ni: int, no: int) -> dict:
 
 
 def bnparams(n: int) -> dict:
-    """Batch norm over n channels: weight uniform(0, 1) as the published CIFAR recipe had it, bias 0, mean 0, variance 1."""
+    """Batch norm over n channels: weight uniform(0, 1) as the published CIFAR recipe had it,
+    bias 0, mean 0, variance 1."""
     return {
         'weight': torch.rand(n),
         'bias': torch.zeros(n),
@@ -84,11 +88,13 @@ def bnparams(n: int) -> dict:
 
 
 def batch_norm(x: torch.Tensor, params: dict, base: str, training: bool) -> torch.Tensor:
-    """Batch norm of x [B, C, H, W] with params[`base`.weight, .bias, .running_mean, .running_var], momentum 0.1, eps 1e-5.
+    """Batch norm of x [B, C, H, W] with params[`base`.weight, .bias, .running_mean, .running_var],
+    momentum 0.1, eps 1e-5.
 
-    In training the running statistics are updated in place. Statistics and parameters keep their own dtype (float32)
-    whatever that of x."""
-    # Compiled, batch norm would keep the batch's mean and 1/std in the narrower dtype for the backward pass.
+    In training the running statistics are updated in place. Statistics and parameters keep their
+    own dtype (float32) whatever that of x."""
+    # Compiled, batch norm would keep the batch's mean and 1/std in the narrower dtype for the
+    # backward pass.
     o = wide(x) if torch.compiler.is_compiling() else x
     mean, var, weight, bias = (
         params[f'{base}.{k}'] for k in ('running_mean', 'running_var', 'weight', 'bias')
@@ -99,15 +105,16 @@ def batch_norm(x: torch.Tensor, params: dict, base: str, training: bool) -> torc
 def conv2d(x, weight, stride=1, padding=0, bias=None) -> torch.Tensor:
     """Convolution of x [B, C, H, W] in its dtype; `weight` and `bias` themselves stay float32."""
     if stride > 1 and weight.shape[1] < 8 and weight.shape[2:] == (1, 1) and not padding:
-        # The same by a stride of 1. On CPUs without AVX-512, the library's gradient of such a weight writes past the end of its memory
-        # in channels_last (torch 2.14): a crash, at best.
+        # The same by a stride of 1. On CPUs without AVX-512, the library's gradient of such a
+        # weight writes past the end of its memory in channels_last (torch 2.14): a crash, at best.
         x, stride = x[:, :, ::stride, ::stride], 1
     bias = None if bias is None else bias.to(x.dtype)
     return F.conv2d(x, weight.to(x.dtype), bias, stride, padding)
 
 
 def classify(x: torch.Tensor, params: dict, base: str) -> torch.Tensor:
-    """Global average pooling and the linear layer `base`fc, in at least float32: [B, C, H, W] -> [B, num_classes]."""
+    """Global average pooling and the linear layer `base`fc, in at least float32:
+    [B, C, H, W] -> [B, num_classes]."""
     o = wide(x).mean((2, 3))
     return F.linear(o, params[f'{base}fc.weight'].to(o.dtype), params[f'{base}fc.bias'].to(o.dtype))
 
@@ -132,8 +139,9 @@ def print_tensor_dict(params: dict) -> None:
 
 
 def check_params(params: dict, expected: dict, source) -> dict:
-    """`params` in the order and dtype of `expected`, detached. Raises UserError, naming `source` and the tensor, where a name is
-    missing or not understood, a shape differs, or a value is not finite."""
+    """`params` in the order and dtype of `expected`, detached. Raises UserError, naming `source`
+    and the tensor, where a name is missing or not understood, a shape differs, or a value is not
+    finite."""
     for what, names in (
         ('missing', expected.keys() - params.keys()),
         ('not understood', params.keys() - expected.keys()),
@@ -159,14 +167,15 @@ def check_params(params: dict, expected: dict, source) -> dict:
 
 
 def crc(tensors) -> int:
-    """CRC-32 of the bytes of CPU tensors or arrays, to notice that a set or a teacher is not the one of before."""
+    """CRC-32 of the bytes of CPU tensors or arrays, to notice that a set or a teacher is not the
+    one of before."""
     value = 0
     for t in tensors:
         value = zlib.crc32(np.ascontiguousarray(t).data, value)
     return value
 
 
-# ---------------------------------------------------------------- losses
+# ------------------------ losses
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
@@ -175,17 +184,19 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def _channel_map(x, p, map):
-    # The sum divided: a mean hands its gradient back in contiguous memory, and with it goes all of a channels_last net's. The
-    # square by itself: through abs, its second derivative is lost where x is 0.
+    # The sum divided: a mean hands its gradient back in contiguous memory, and with it goes all of
+    # a channels_last net's. The square by itself: through abs, its second derivative is lost where
+    # x is 0.
     x = wide(x)
     powers = x.square() if p == 2 else x.abs() if p == 1 else x.abs().pow(p)
     return powers.amax(1) if map == 'max' else powers.sum(1) / x.shape[1]
 
 
 def _normalize(q):
-    # Divided by its largest element first, or a map of tiny activations would vanish in its square; that element counts as
-    # a constant, as the result does not depend on it. Then the sum of squares is at least 1, but for a map of zeros,
-    # which stays zero together with its derivatives. Not flattened: of channels_last activations that would be a slow copy.
+    # Divided by its largest element first, or a map of tiny activations would vanish in its square;
+    # that element counts as a constant, as the result does not depend on it. Then the sum of
+    # squares is at least 1, but for a map of zeros, which stays zero together with its derivatives.
+    # Not flattened: of channels_last activations that would be a slow copy.
     dims = tuple(range(1, q.dim()))
     q = q / q.detach().abs().amax(dims, keepdim=True).clamp_min(1e-30)
     return q / q.square().sum(dims, keepdim=True).clamp_min(1).sqrt()
@@ -200,22 +211,26 @@ def _same_size(x, y):
 def at(x: torch.Tensor, p: float = 2, map: str = 'sum') -> torch.Tensor:
     """Attention map of activations x [B, C, H, W]: [B, H*W], in at least float32.
 
-    The mean (map 'sum') or the largest (map 'max') over channels of |x|^p, flattened and L2-normalised per sample (section 3.1
-    of the paper; the mean is the paper's sum, as the scale is normalised away). A map of zeros stays zero.
+    The mean (map 'sum') or the largest (map 'max') over channels of |x|^p, flattened and
+    L2-normalised per sample (section 3.1 of the paper; the mean is the paper's sum, as the scale is
+    normalised away). A map of zeros stays zero.
     """
     return _normalize(_channel_map(x, p, map)).flatten(1)
 
 
 def at_loss(x: torch.Tensor, y: torch.Tensor, p: float = 2, map: str = 'sum') -> torch.Tensor:
-    """Attention transfer loss of activations x [B, C, H, W] and y [B, C', H', W']: a scalar, in at least float32.
+    """Attention transfer loss of activations x [B, C, H, W] and y [B, C', H', W']: a scalar, in at
+    least float32.
 
         mean over the batch and the H*W map elements of (at(x, p, map) - at(y, p, map))^2
 
-    Channels may differ. Maps of unequal size are average-pooled to (min H, min W) before they are normalised.
+    Channels may differ. Maps of unequal size are average-pooled to (min H, min W) before they are
+    normalised.
 
-    Equation 2 of the paper adds beta/2 times the norm of at(x) - at(y), not squared, with "beta 10^3 divided by the number of
-    elements in the map and the batch size". The published code, and this one, takes the square; as a mean over map and
-    batch it holds that division, and --beta multiplies it whole, not by half. The paper's numbers on CIFAR are the code's.
+    Equation 2 of the paper adds beta/2 times the norm of at(x) - at(y), not squared, with "beta
+    10^3 divided by the number of elements in the map and the batch size". The published code, and
+    this one, takes the square; as a mean over map and batch it holds that division, and --beta
+    multiplies it whole, not by half. The paper's numbers on CIFAR are the code's.
     """
     x, y = _same_size(_channel_map(x, p, map), _channel_map(y, p, map))
     return (_normalize(x) - _normalize(y)).square().mean()
@@ -224,13 +239,15 @@ def at_loss(x: torch.Tensor, y: torch.Tensor, p: float = 2, map: str = 'sum') ->
 def factt_loss(
     x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Full-activation transfer (F-ActT, section 4.1.2 of the paper, after FitNets) of activations x [B, C, H, W] and y [B, C', H', W']:
-    a scalar, in at least float32.
+    """Full-activation transfer (F-ActT, section 4.1.2 of the paper, after FitNets) of activations
+    x [B, C, H, W] and y [B, C', H', W']: a scalar, in at least float32.
 
-        mean over the batch and the H*W positions of the sum over channels of (n(weight * x) - n(y))^2
+        mean over the batch and the H*W positions of the sum over channels of
+        (n(weight * x) - n(y))^2
 
-    n: all C'*H*W numbers of a sample, L2-normalised. weight [C', C, 1, 1] is a 1x1 convolution that brings the channels together, None
-    where they agree. Unequal sizes are pooled as in at_loss, whose scale this has too: the squared distance over H*W.
+    n: all C'*H*W numbers of a sample, L2-normalised. weight [C', C, 1, 1] is a 1x1 convolution that
+    brings the channels together, None where they agree. Unequal sizes are pooled as in at_loss,
+    whose scale this has too: the squared distance over H*W.
     """
     if weight is not None:
         x = conv2d(x, weight)
@@ -240,9 +257,9 @@ def factt_loss(
 
 
 def input_gradient(f, x: torch.Tensor, targets: torch.Tensor, create_graph: bool = False) -> tuple:
-    """(logits, groups, J) of logits, groups = f(x), with J [B, 3, H, W] = d cross_entropy / d x, where each sample has its own loss
-    (the sum over the batch is differentiated). create_graph: all three can be differentiated further, J by double backpropagation; else
-    they are constants."""
+    """(logits, groups, J) of logits, groups = f(x), with J [B, 3, H, W] = d cross_entropy / d x,
+    where each sample has its own loss (the sum over the batch is differentiated). create_graph: all
+    three can be differentiated further, J by double backpropagation; else they are constants."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits, groups = f(x)
@@ -254,7 +271,8 @@ def input_gradient(f, x: torch.Tensor, targets: torch.Tensor, create_graph: bool
 
 
 def gradient_loss(J: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Gradient-based attention transfer (section 3.2 of the paper) of the student's J [B, 3, H, W] and the teacher's: a scalar.
+    """Gradient-based attention transfer (section 3.2 of the paper) of the student's J [B, 3, H, W]
+    and the teacher's: a scalar.
 
     1/2 mean over the batch of ||J - other||^2, summed over channels and pixels
     """
@@ -262,20 +280,22 @@ def gradient_loss(J: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def symmetry_loss(J: torch.Tensor, J_flipped: torch.Tensor) -> torch.Tensor:
-    """Symmetry norm (section 3.2 of the paper) of J [B, 3, H, W] and of that for the horizontally flipped images: 1/2 ||J - flip(J_flipped)||^2,
-    mean over the batch."""
+    """Symmetry norm (section 3.2 of the paper) of J [B, 3, H, W] and of that for the horizontally
+    flipped images: 1/2 ||J - flip(J_flipped)||^2, mean over the batch."""
     return gradient_loss(J, J_flipped.flip(3))
 
 
 def min_l2_loss(J: torch.Tensor) -> torch.Tensor:
-    """The min-l2 penalty of Table 3 (double backpropagation, Drucker & LeCun 1992) on J [B, 3, H, W]: 1/2 ||J||^2, mean over the batch."""
+    """The min-l2 penalty of Table 3 (double backpropagation, Drucker & LeCun 1992) on J
+    [B, 3, H, W]: 1/2 ||J||^2, mean over the batch."""
     return J.square().sum((1, 2, 3)).mean() / 2
 
 
 def distillation(y, teacher_scores, labels, T: float, alpha: float) -> torch.Tensor:
-    """Knowledge distillation (Hinton et al. 2015) of logits y [B, K] from the teacher's [B, K], labels [B]: a scalar.
+    """Knowledge distillation (Hinton et al. 2015) of logits y [B, K] from the teacher's [B, K],
+    labels [B]: a scalar, the mean over the batch of
 
-        alpha T^2 KL(softmax(teacher / T) || softmax(y / T)) + (1 - alpha) cross_entropy(y, labels), means over the batch
+        alpha T^2 KL(softmax(teacher / T) || softmax(y / T)) + (1 - alpha) cross_entropy(y, labels)
 
     With alpha 0 the teacher's scores are not looked at: they may be None, or of other classes.
     """
@@ -286,12 +306,13 @@ def distillation(y, teacher_scores, labels, T: float, alpha: float) -> torch.Ten
     return loss
 
 
-# ---------------------------------------------------------------- several devices
+# ------------------------ several devices
 
 
 def gather_outputs(outputs: list, sizes: list, device):
-    """The devices' outputs as one, on `device`: tensors with a batch dimension are concatenated, 0-dim ones (losses)
-    become their mean weighted by `sizes`, the samples of each device; tuples, lists and dicts keep their form."""
+    """The devices' outputs as one, on `device`: tensors with a batch dimension are concatenated,
+    0-dim ones (losses) become their mean weighted by `sizes`, the samples of each device; tuples,
+    lists and dicts keep their form."""
     first = outputs[0]
     if first is None:
         return None
@@ -306,10 +327,12 @@ def gather_outputs(outputs: list, sizes: list, device):
 
 
 def data_parallel(f, input, params: dict, training: bool, device_ids, output_device=None):
-    """f(input, params, training) with the batch split over device_ids; params and input lie on the first.
+    """f(input, params, training) with the batch split over device_ids; params and input lie on the
+    first.
 
-    `input` is a tensor, or a tuple or dict of tensors with one batch dimension. On one device this is a plain call. On
-    several, gradients flow back to `params`, and the running statistics that remain are the first device's, as published.
+    `input` is a tensor, or a tuple or dict of tensors with one batch dimension. On one device this
+    is a plain call. On several, gradients flow back to `params`, and the running statistics that
+    remain are the first device's, as published.
     """
     device_ids = list(device_ids)
     if len(device_ids) == 1:
@@ -335,22 +358,25 @@ def batch_size(batch) -> int:
     return len(batch)
 
 
-# ---------------------------------------------------------------- weights files
+# ------------------------ weights files
 
 
 def save_params(path, params: dict) -> None:
-    """Writes {name: tensor} with hickle, whole or not at all. numpy has no bfloat16: such tensors are written as float32."""
+    """Writes {name: tensor} with hickle, whole or not at all. numpy has no bfloat16: such tensors
+    are written as float32."""
     wider = {k: wide(v) if v.dtype == torch.bfloat16 else v for k, v in params.items()}
     arrays = {k: v.detach().cpu().contiguous().numpy() for k, v in wider.items()}
     write_atomically(path, lambda temporary: hickle.dump(arrays, str(temporary), mode='w'))
 
 
 def load_params(path) -> dict:
-    """{name: CPU tensor, dtype as stored} of a weights file: .hkl of hickle 2 to 5, .pth, .pt7, .safetensors.
+    """{name: CPU tensor, dtype as stored} of a weights file: .hkl of hickle 2 to 5, .pth, .pt7,
+    .safetensors.
 
-    torchvision's and timm's ResNets get our names. A file that holds a net's parameters among other things ('params', 'state_dict') gives those; of a student and its teacher in
-    one dict, the student's. Nothing in a file is ever run: whatever is not an array of numbers is refused by name.
-    Raises UserError with the file and what was wrong with it.
+    torchvision's and timm's ResNets get our names. A file that holds a net's parameters among other
+    things ('params', 'state_dict') gives those; of a student and its teacher in one dict, the
+    student's. Nothing in a file is ever run: whatever is not an array of numbers is refused by
+    name. Raises UserError with the file and what was wrong with it.
     """
     path = Path(path)
     readers = {
@@ -387,8 +413,9 @@ def load_params(path) -> dict:
 
 
 def from_torchvision(params: dict) -> dict:
-    """The names of torchvision's and timm's ResNets as those of resnet.resnet: layer1.0.conv1.weight becomes group0.block0.conv0.
-    num_batches_tracked is left out, as nothing uses it. Other dicts are returned as they are."""
+    """The names of torchvision's and timm's ResNets as those of resnet.resnet:
+    layer1.0.conv1.weight becomes group0.block0.conv0. num_batches_tracked is left out, as nothing
+    uses it. Other dicts are returned as they are."""
     if 'layer1.0.conv1.weight' not in params:
         return params
 
@@ -402,7 +429,8 @@ def from_torchvision(params: dict) -> dict:
 
 
 def to_torchvision(params: dict) -> dict:
-    """The inverse of from_torchvision for the parameters of resnet.resnet; each batch norm gets a num_batches_tracked of 0."""
+    """The inverse of from_torchvision for the parameters of resnet.resnet; each batch norm gets a
+    num_batches_tracked of 0."""
 
     def theirs(name):
         name = re.sub(r'\bbn(\d)\.', lambda m: f'bn{int(m[1]) + 1}.', name)
@@ -420,7 +448,7 @@ def to_torchvision(params: dict) -> dict:
 
 @contextlib.contextmanager
 def reading(path):
-    """Turns whatever a reader raises at a damaged file into one line: its libraries know no common exception."""
+    """Turns whatever a reader raises at a damaged file into one line: they share no exception."""
     try:
         yield
     except (UserError, MemoryError):
@@ -446,8 +474,8 @@ def _read_safetensors(path):
 
 def _read_hkl(path):
     with reading(path), h5py.File(path, 'r') as h:
-        # hickle 4 and 5 tell their version in a string of variable length, which HDF5 can hang on in a damaged file; the mark
-        # that 4 sets on its dict tells them apart as well.
+        # hickle 4 and 5 tell their version in a string of variable length, which HDF5 can hang on
+        # in a damaged file; the mark that 4 sets on its dict tells them apart as well.
         if 'HICKLE_VERSION' in h.attrs:
             nested = 'base_type' in _member(path, h, 'data').attrs
             entries = (
@@ -510,7 +538,8 @@ def _entries_nested(path, h, root, item, mark):
 
 
 def _entries_5(path, h):
-    """hickle 5: the type of a dataset is a reference into a table, whose entry refers to its base type by name."""
+    """hickle 5: the type of a dataset is a reference into a table, whose entry refers to its base
+    type by name."""
 
     def base_type(node):
         if not isinstance(node.attrs.get('type'), h5py.Reference):
@@ -540,13 +569,15 @@ def _array(path, name, node):
     return torch.from_numpy(array.astype(array.dtype.newbyteorder('='), copy=False))
 
 
-# ---------------------------------------------------------------- run folder
+# ------------------------ run folder
 
 
 def write_atomically(path, write) -> None:
-    """write(temporary path), flushed to disk and renamed over `path`: at any moment the old file is there, or the new one.
+    """write(temporary path), flushed to disk and renamed over `path`: at any moment the old file is
+    there, or the new one.
 
-    Raises UserError, status 1, where the disk refuses (full, read-only); the old file is then untouched."""
+    Raises UserError, status 1, where the disk refuses (full, read-only); the old file is then
+    untouched."""
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.part')
     try:
@@ -560,7 +591,8 @@ def write_atomically(path, write) -> None:
         finally:
             os.close(folder)
     except (OSError, RuntimeError) as e:
-        # torch and HDF5 tell a full disk by a RuntimeError of their own; a second, plain write tells the true reason.
+        # torch and HDF5 tell a full disk by a RuntimeError of their own; a second, plain write
+        # tells the true reason.
         raise UserError(
             f'cannot write {path}: {_disk_error(temporary, e)}; what was there is kept', status=1
         ) from e
@@ -601,7 +633,8 @@ def json_stats(record: dict) -> str:
 
 
 def markdown(rows: list) -> str:
-    """A table of Markdown from lists of strings, the first of them the heads; aligned, all columns but the first to the right."""
+    """A table of Markdown from lists of strings, the first of them the heads; aligned, all columns
+    but the first to the right."""
     rows = [[cell.replace('|', r'\|') for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [
@@ -629,7 +662,7 @@ def class_names(records: list) -> list:
 
 
 def same_classes(params: dict, records: list, classes: list) -> bool:
-    """Whether the outputs of a net with these parameters mean `classes`, as far as its log tells."""
+    """Whether the outputs of a net with these parameters mean `classes`, as its log tells."""
     return len(params['fc.bias']) == len(classes) and class_names(records) in ([], classes)
 
 
@@ -645,7 +678,8 @@ def check_classes(option: str, params: dict, records: list, classes: list) -> No
 
 
 def read_log(path) -> list[dict]:
-    """The records of a log.txt, ours or the published code's (which holds NaN). A last line that was cut off is left out.
+    """The records of a log.txt, ours or the published code's (which holds NaN). A last line that
+    was cut off is left out.
 
     Raises UserError where there is no whole line."""
     path = Path(path)
@@ -676,7 +710,7 @@ def holds_run(folder) -> bool:
 
 
 def check_writable(folder, option: str = '--save') -> None:
-    """Raises UserError where `folder` cannot become, or is not, a folder to write in. Creates nothing."""
+    """Raises UserError where `folder` cannot become, or is not, writable. Creates nothing."""
     folder = Path(folder).absolute()
     for part in (folder, *folder.parents):
         try:
@@ -693,7 +727,8 @@ def check_writable(folder, option: str = '--save') -> None:
 
 
 def check_folder(opt, checkpoint: dict | None, folder) -> tuple[bool, bool]:
-    """(whether `folder`, which the checkpoint came from, is --save; whether nothing of that run is left to do, which is then said).
+    """(whether `folder`, which the checkpoint came from, is --save; whether nothing of that run is
+    left to do, which is then said).
 
     Raises UserError where --save holds another run, or cannot be written in."""
     check_writable(opt.save)
@@ -712,10 +747,11 @@ def check_folder(opt, checkpoint: dict | None, folder) -> tuple[bool, bool]:
 
 @contextlib.contextmanager
 def open_folder(folder, checkpoint: dict | None):
-    """Creates the run folder, locks it for this process, and removes what a killed run left half-written.
+    """Creates the run folder, locks it for this process, and removes what a killed run left
+    half-written.
 
-    checkpoint: what was read from it, None where it held no run. Raises UserError where that is no longer so, where another
-    process trains in it, or where it cannot be created."""
+    checkpoint: what was read from it, None where it held no run. Raises UserError where that is no
+    longer so, where another process trains in it, or where it cannot be created."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -746,7 +782,8 @@ def save_checkpoint(folder, checkpoint: dict) -> None:
 
 
 def go_on(opt, here: bool) -> str:
-    """What makes a run go on that was begun with these options; here: it goes on from a checkpoint of its own folder."""
+    """What makes a run go on that was begun with these options; here: it goes on from a checkpoint
+    of its own folder."""
     elsewhere = isinstance(opt.resume, str) and not here
     return (
         'the same command with --resume'
@@ -756,7 +793,8 @@ def go_on(opt, here: bool) -> str:
 
 
 def save_run(folder, checkpoint: dict) -> None:
-    """Writes checkpoint.pt, then log.txt and model.hkl, which follow from it (see CHECKPOINT for what it holds)."""
+    """Writes checkpoint.pt, then log.txt and model.hkl, which follow from it (see CHECKPOINT for
+    what it holds)."""
     save_checkpoint(folder, checkpoint)
     write_text(Path(folder) / 'log.txt', log_text(checkpoint))
     save_params(Path(folder) / 'model.hkl', checkpoint['params'])
@@ -767,8 +805,9 @@ def log_text(checkpoint: dict) -> str:
 
 
 def agree(folder, checkpoint: dict) -> None:
-    """Makes log.txt and model.hkl agree with the checkpoint, as a kill between two of them may leave them apart; what agrees
-    is not touched. Of a checkpoint inside an epoch only the log follows: model.hkl is that of the epoch before."""
+    """Makes log.txt and model.hkl agree with the checkpoint, as a kill between two of them may
+    leave them apart; what agrees is not touched. Of a checkpoint inside an epoch only the log
+    follows: model.hkl is that of the epoch before."""
     log, model = Path(folder) / 'log.txt', Path(folder) / 'model.hkl'
     if (log.read_bytes() if log.is_file() else b'') != log_text(checkpoint).encode():
         write_text(log, log_text(checkpoint))
@@ -786,8 +825,9 @@ def agree(folder, checkpoint: dict) -> None:
 def make_checkpoint(
     params, optimizer, opt, epoch: int, log: list, facts: dict, step=0, sums=(), adapters=None
 ):
-    """What --resume needs (see CHECKPOINT). sums: those of the epoch's terms so far, a list for each process; adapters: trained
-    parameters that are not the net's own, and stay out of model.hkl."""
+    """What --resume needs (see CHECKPOINT). sums: those of the epoch's terms so far, a list for
+    each process; adapters: trained parameters that are not the net's own, and stay out of
+    model.hkl."""
     return {
         'params': {k: v.detach() for k, v in params.items()},
         'adapters': {k: v.detach() for k, v in (adapters or {}).items()},
@@ -802,8 +842,9 @@ def make_checkpoint(
     }
 
 
-# What a checkpoint holds. `step` is the number of steps of epoch + 1 that are done. `random` is torch's generator: nothing of a run draws from
-# it after the initial values, so that it is kept for those who add something that does.
+# What a checkpoint holds. `step` is the number of steps of epoch + 1 that are done. `random` is
+# torch's generator: nothing of a run draws from it after the initial values, so that it is kept for
+# those who add something that does.
 CHECKPOINT = {
     'params': dict,
     'adapters': dict,
@@ -819,7 +860,7 @@ CHECKPOINT = {
 
 
 def load_checkpoint(path) -> dict:
-    """checkpoint.pt of a run folder, or that file itself. Raises UserError where it is not whole."""
+    """checkpoint.pt of a run folder, or that file. Raises UserError where it is not whole."""
     path = Path(path)
     path = path / 'checkpoint.pt' if os.path.isdir(path) else path
     if not os.path.isfile(path):
@@ -854,7 +895,8 @@ def load_checkpoint(path) -> dict:
     return checkpoint
 
 
-# What may differ between a run and its continuation: where and how long it runs, not what it computes.
+# What may differ between a run and its continuation: where and how long it runs, not what it
+# computes.
 MAY_DIFFER = {
     'skip_broken',
     'checkpoint_minutes',
@@ -891,9 +933,11 @@ def run_options(opt) -> dict:
 
 
 def find_checkpoint(opt, given: set, parser, default_save) -> tuple:
-    """(the checkpoint that --resume goes on from, its folder), or (None, None). Options that were not given become those of its run.
+    """(the checkpoint that --resume goes on from, its folder), or (None, None). Options that were
+    not given become those of its run.
 
-    default_save(opt): the folder where --save is not given. Raises UserError where there is no sound checkpoint, or as continue_options."""
+    default_save(opt): the folder where --save is not given. Raises UserError where there is no
+    sound checkpoint, or as continue_options."""
     if not opt.resume:
         return None, None
     if opt.resume is True:
@@ -913,7 +957,8 @@ def find_checkpoint(opt, given: set, parser, default_save) -> tuple:
 
 
 def continue_options(opt, given: set, checkpoint: dict, parser) -> None:
-    """Sets every option that was not given to that of the run in `checkpoint`. Raises UserError naming one that was given and differs."""
+    """Sets every option that was not given to that of the run in `checkpoint`. Raises UserError
+    naming one that was given and differs."""
     old = BEFORE | checkpoint['options']
     old = {k: v for k, v in old.items() if k != 'save' and hasattr(opt, k)}
     for name, value in old.items():
@@ -981,9 +1026,11 @@ def learning_rate(epoch: int, opt) -> float:
 
 
 def beta_in(epoch: int, opt) -> float:
-    """The weight of the transfer in that epoch, counted from 1: --beta, decayed to zero by the last of --epochs as --beta_decay says.
+    """The weight of the transfer in that epoch, counted from 1: --beta, decayed to zero by the last
+    of --epochs as --beta_decay says.
 
-    linear: a straight line; cosine: half a cosine wave; step: in equal steps at those of --epoch_step, zero from the last on."""
+    linear: a straight line; cosine: half a cosine wave; step: in equal steps at those of
+    --epoch_step, zero from the last on."""
     t = (epoch - 1) / max(1, opt.epochs - 1)
     drops = [step for step in opt.epoch_step if step <= opt.epochs]
     share = {
@@ -996,7 +1043,8 @@ def beta_in(epoch: int, opt) -> float:
 
 
 def check_finite(rows, names: list, epoch: int, steps_before: int, folder) -> None:
-    """Raises UserError, status 1, naming step and terms of the first of `rows` [steps, terms] that is not finite."""
+    """Raises UserError, status 1, naming step and terms of the first of `rows` [steps, terms] that
+    is not finite."""
     bad = (~rows.isfinite()).nonzero()[:, 0]
     if len(bad):
         row = rows[bad[0]].tolist()
@@ -1024,7 +1072,8 @@ def epoch_line(record: dict) -> str:
 
 
 def open_curves(folder, log: list):
-    """A tensorboard writer in the run folder; the curves of the log's lines are written anew, those of earlier files hidden."""
+    """A tensorboard writer in the run folder; the curves of the log's lines are written anew, those
+    of earlier files hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(folder, purge_step=0)
@@ -1056,8 +1105,9 @@ class Stopped(BaseException):
 
 
 def call_main(main, argv=None) -> int:
-    """Runs main(argv) and returns the exit status: 0, that of a UserError (one line on stderr), or 130 and 143 for SIGINT and
-    SIGTERM, with a line that says how to go on. main sets `main.hint` to that advice as soon as there is something to go on with."""
+    """Runs main(argv) and returns the exit status: 0, that of a UserError (one line on stderr), or
+    130 and 143 for SIGINT and SIGTERM, with a line that says how to go on. main sets `main.hint` to
+    that advice as soon as there is something to go on with."""
 
     def stop(signum, frame):
         raise Stopped(signum)
@@ -1071,7 +1121,8 @@ def call_main(main, argv=None) -> int:
         main(argv)
         return 0
     except ValueError as e:
-        # UserError, or data.UserError, which this file does not know by name; any other is a bug and keeps its traceback.
+        # UserError, or data.UserError, which this file does not know by name; any other is a bug
+        # and keeps its traceback.
         if not hasattr(e, 'status'):
             raise
         print(f'{program}: error: {" ".join(str(e).split())}', file=sys.stderr)
@@ -1090,11 +1141,12 @@ def call_main(main, argv=None) -> int:
             signal.signal(s, handler)
 
 
-# ---------------------------------------------------------------- devices
+# ------------------------ devices
 
 
 def choose_device(opt) -> tuple[torch.device, list]:
-    """(device, device_ids for data_parallel) of --device, --cuda, --gpu_id and --ngpu; sets --nthread and --deterministic."""
+    """(device, device_ids for data_parallel) of --device, --cuda, --gpu_id and --ngpu; sets
+    --nthread and --deterministic."""
     if opt.cuda and opt.device not in ('auto', 'cuda'):
         raise UserError(f'--cuda contradicts --device {opt.device}')
     if opt.gpu_id:
@@ -1133,8 +1185,9 @@ def choose_device(opt) -> tuple[torch.device, list]:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep freed memory for the next step. Else a step on the CPU hands its activations back to the kernel, which
-    clears their pages anew for the next one: a fifth of the time. Other C libraries are left as they are."""
+    """Lets glibc keep freed memory for the next step. Else a step on the CPU hands its activations
+    back to the kernel, which clears their pages anew for the next one: a fifth of the time. Other C
+    libraries are left as they are."""
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
     if mallopt:
         M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -1143,7 +1196,8 @@ def keep_freed_memory() -> None:
 
 
 def to_device(tensors, device):
-    """A dict or tuple of tensors on the device; 4-dimensional weights in channels_last memory, where convolutions are faster."""
+    """A dict or tuple of tensors on the device; 4-dimensional weights in channels_last memory,
+    where convolutions are faster."""
     if isinstance(tensors, tuple):
         return type(tensors)(*(v.to(device) if torch.is_tensor(v) else v for v in tensors))
 
@@ -1171,7 +1225,8 @@ def compiler_works(device) -> bool:
 
 
 def warn_of_slow_dtype(dtype: str, device) -> None:
-    """One line where --dtype bfloat16 is the slow way: on a processor that has no instructions for it, each number is converted there and back."""
+    """One line where --dtype bfloat16 is the slow way: on a processor that has no instructions for
+    it, each number is converted there and back."""
     if dtype != 'bfloat16' or device.type != 'cpu' or not torch.backends.mkldnn.is_available():
         return
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -1188,7 +1243,7 @@ def multiply_adds(f, params: dict, size, device) -> int:
     return counter.get_total_flops() // 2
 
 
-# ---------------------------------------------------------------- options
+# ------------------------ options
 
 
 def listing(names, most: int = 5) -> str:
@@ -1197,7 +1252,7 @@ def listing(names, most: int = 5) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, whose help shows defaults, and that takes no abbreviations."""
+    """argparse with errors of one line, defaults in its help, and no abbreviations."""
 
     def __init__(self, description):
         super().__init__(
@@ -1210,7 +1265,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
     def parse(self, argv) -> tuple[argparse.Namespace, set]:
-        """(the options, the names of those that were given). An option that is given empty is refused: it comes of an unset variable."""
+        """(the options, the names of those that were given). An option that is given empty is
+        refused: it comes of an unset variable."""
         argv = sys.argv[1:] if argv is None else argv
         opt = self.parse_args(argv)
         words = {arg.split('=')[0] for arg in argv}
@@ -1309,8 +1365,8 @@ def group_list(n: int):
 
 
 def complete_losses(opt, teacher: str, beta_alone: bool = False) -> None:
-    """Fills in --alpha and --beta where the option `teacher` names one; beta_alone: what --beta weighs has no use for a teacher. Raises
-    UserError where they contradict each other."""
+    """Fills in --alpha and --beta where the option `teacher` names one; beta_alone: what --beta
+    weighs has no use for a teacher. Raises UserError where they contradict each other."""
     given = getattr(opt, teacher)
     if given and opt.alpha is None and opt.beta is None and not beta_alone:
         opt.beta = 1e3
@@ -1327,7 +1383,8 @@ def complete_losses(opt, teacher: str, beta_alone: bool = False) -> None:
 
 
 def run_name(parts: list, opt, parser, said: set, published_steps: list, published_epochs: int):
-    """A folder's name: `parts`, then every option that matters and is not as published, but for those that `parts` has `said`."""
+    """A folder's name: `parts`, then every option that matters and is not as published, but for
+    those that `parts` has `said`."""
     usual = {'alpha': 0, 'beta': 0}
     usual['epoch_step'] = scaled_steps(published_steps, published_epochs, opt.epochs)
     said = said | {'seed', 'save'} | MAY_DIFFER - {'epochs'} | NOT_OPTIONS_OF_A_RUN
@@ -1346,19 +1403,20 @@ def run_name(parts: list, opt, parser, said: set, published_steps: list, publish
 
 
 def without_suffix(path: str) -> str:
-    """The path of weights or of a run folder without what all have in common: logs/ and .hkl and the like."""
+    """The path of weights or of a run folder without what all have: logs/ and .hkl and the like."""
     return re.sub(r'^logs/|\.(hkl|pth|pt7?|safetensors)$', '', path).strip('./')
 
 
 def scaled_steps(steps: list, published_epochs: int, epochs: int) -> list:
-    """The published drops, each rate keeping its share of `epochs`: round((s - 1) * epochs / published) + 1."""
+    """The published drops, each rate keeping its share of `epochs`:
+    round((s - 1) * epochs / published_epochs) + 1."""
     return sorted({round((s - 1) * epochs / published_epochs) + 1 for s in steps})
 
 
 def add_training_options(
     parser, *, batch_size, lr, epochs, weight_decay, epoch_step, lr_decay_ratio
 ) -> None:
-    """The options that both training scripts have, with the published values of the one that calls."""
+    """The options of both training scripts, with the published values of the one that calls."""
     # fmt: off
     add = parser.add_argument_group('training').add_argument
     add('--batch_size', default=batch_size, type=number(int, 1), help=f'images a step (paper, and default: {batch_size})')

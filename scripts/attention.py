@@ -1,21 +1,27 @@
-"""Where each group of a net looks: images beside the attention maps of one or more nets, as one picture; or, in numbers, how far the
-maps of nets are from those of their teacher.
+"""Where each group of a net looks: images beside the attention maps of one or more nets, as one
+picture; or, in numbers, how far the maps of nets are from those of their teacher.
 
-    python scripts/attention.py --weights logs/resnet_16_2_teacher logs/at_16_1_16_2       # test images of the runs' data set
-    python scripts/attention.py --weights logs/at_18_34                                    # val/ photographs, as imagenet.py tests on them
-    python scripts/attention.py --weights model.hkl --images cat.jpg photographs/          # images of your own
-    python scripts/attention.py --weights model.hkl --dataset folder --dataroot DIR --n 12 --save maps.png
-    python scripts/attention.py --weights logs/teacher logs/student logs/at --layout rows --gradient     # a row a net
-    python scripts/attention.py --weights logs/teacher --layout rows --maps all                          # a row a mapping function
-    python scripts/attention.py --agreement --weights logs/teacher logs/student logs/at                  # a table, on all test images
+    # test images of the runs' data set; of imagenet.py's runs, val/ photographs as it tests on them
+    python scripts/attention.py --weights logs/resnet_16_2_teacher logs/at_16_1_16_2
+    python scripts/attention.py --weights logs/at_18_34
+    # images of your own
+    python scripts/attention.py --weights model.hkl --images cat.jpg photographs/
+    python scripts/attention.py --weights model.hkl --dataset folder --dataroot DIR --save maps.png
+    # a row a net; a row a mapping function
+    python scripts/attention.py --weights logs/teacher logs/student --layout rows --gradient
+    python scripts/attention.py --weights logs/teacher --layout rows --maps all
+    # a table, on all test images
+    python scripts/attention.py --agreement --weights logs/teacher logs/student logs/at
 
-A map is utils.at of a group's output (--maps; the sum over channels of |A|^2 where it is not given), enlarged to the image and laid over it in colour, from
-blue, its smallest value, to red, its largest. Gradient attention (--gradient) is the derivative of the cross-entropy for the image's class by
-the image; where that class is not known, or none of the net's, for the class that the net takes it for. Beside or beneath the maps of
-a net stands what it takes the image for.
+A map is utils.at of a group's output (--maps; the sum over channels of |A|^2 where it is not
+given), enlarged to the image and laid over it in colour, from blue, its smallest value, to red, its
+largest. Gradient attention (--gradient) is the derivative of the cross-entropy for the image's
+class by the image; where that class is not known, or none of the net's, for the class that the net
+takes it for. Beside or beneath the maps of a net stands what it takes the image for.
 
---agreement tells the mean over the test images of the squared distance of two normalised maps, the student's and the teacher's, a group: what
-utils.at_loss is times the number of map elements. It lies in 0 .. 2 whatever the size of a map.
+--agreement tells the mean over the test images of the squared distance of two normalised maps, the
+student's and the teacher's, a group: what utils.at_loss is times the number of map elements. It
+lies in 0 .. 2 whatever the size of a map.
 """
 
 import itertools
@@ -131,11 +137,12 @@ def check_options(opt, given, maps):
         raise UserError(f'--labels: {len(opt.labels)} names for {len(opt.weights)} --weights')
 
 
-# ---------------------------------------------------------------- images: [(what is known of it, uint8 [H, W, 3] RGB)]
+# ------------------------ images: [(what is known of it, uint8 [H, W, 3] RGB)]
 
 
 def find_images(opt, nets):
-    """(the images to show, their names: classes where they are known; all the class names, [] where they are not known)."""
+    """(the images to show, their names: classes where they are known; all the class names, [] where
+    they are not known)."""
     if opt.images:
         return read_images(opt.images, opt.n), []
     if shows_photographs(opt, nets):
@@ -179,7 +186,7 @@ def read_images(paths, n):
 
 
 def choose_images(dataset, dataroot, n):
-    """(n test images, the first of each class in turn, each with its class; all the class names)."""
+    """(n test images, the first of each class in turn, with their classes; all class names)."""
     if dataset == 'folder':
         _, test = data.scan_folder(dataroot)
         chosen = in_turn(test, n)
@@ -195,8 +202,9 @@ def choose_images(dataset, dataroot, n):
 
 
 def choose_photographs(opt, run):
-    """(n photographs of val/ of a run of imagenet.py, the first of each class in turn, each with its class; all the class names), in the
-    view that the run is tested on. Sets --image_size to its side where it was not given."""
+    """(n photographs of val/ of a run of imagenet.py, the first of each class in turn, each with
+    its class; all the class names), in the view that the run is tested on. Sets --image_size to its
+    side where it was not given."""
     val = scan_photographs(opt, run)
     chosen = in_turn(val, opt.n)
     views = data.in_threads(
@@ -206,7 +214,8 @@ def choose_photographs(opt, run):
 
 
 def scan_photographs(opt, run):
-    """{class: [files]} of val/ of a run of imagenet.py. Sets --image_size to the side that it is tested at where it was not given."""
+    """{class: [files]} of val/ of a run of imagenet.py. Sets --image_size to the side that it is
+    tested at where it was not given."""
     root, run_folder = opt.dataroot or str(run['imagenetpath']), opt.weights[0]
     if not opt.dataroot and not Path(root).is_dir():
         raise UserError(
@@ -243,7 +252,7 @@ def shrink(image, longest):
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-# ---------------------------------------------------------------- maps
+# ------------------------ maps
 
 
 class Strip(NamedTuple):
@@ -260,7 +269,8 @@ class Strip(NamedTuple):
 
 @torch.no_grad()
 def look(image, net, maps, gradient, name, classes):
-    """The Strips of a net on an image, uint8 [H, W, 3], one for each of `maps`, names in MAPS; the first also holds, where it is asked for, the gradient.
+    """The Strips of a net on an image, uint8 [H, W, 3], one for each of `maps`, names in MAPS; the
+    first also holds, where it is asked for, the gradient.
 
     name: what is known of the image, its class if it is one of `classes`."""
     x = torch.from_numpy(image)[None]
@@ -282,15 +292,17 @@ def look(image, net, maps, gradient, name, classes):
 
 
 def gradient_map(images, net, target):
-    """Gradient attention float32 [H, W] of one image, uint8 [1, H, W, 3], and of the class `target`: the largest over the colour channels of
-    |d cross_entropy / d x| (section 3.2 of the paper), x being the image as the net sees it, normalised."""
+    """Gradient attention float32 [H, W] of one image, uint8 [1, H, W, 3], and of the class
+    `target`: the largest over the colour channels of |d cross_entropy / d x| (section 3.2 of the
+    paper), x being the image as the net sees it, normalised."""
     x, targets = net.normalize(images), torch.tensor([target])
     _, _, J = utils.input_gradient(lambda x: net.f(x, net.params, False), x, targets)
     return J[0].abs().amax(0).numpy()
 
 
 def overlay(image, attention, highest=100):
-    """The map, enlarged, in colour over the image in grey: uint8 [H, W, 3] RGB. What lies above the percentile `highest` is red alike."""
+    """The map, enlarged, in colour over the image in grey: uint8 [H, W, 3] RGB. What lies above the
+    percentile `highest` is red alike."""
     H, W = image.shape[:2]
     attention = np.minimum(attention, np.percentile(attention, highest))
     if attention.shape != (H, W):
@@ -301,14 +313,14 @@ def overlay(image, attention, highest=100):
     return cv2.cvtColor(cv2.addWeighted(grey, 0.4, colours, 0.6, 0), cv2.COLOR_BGR2RGB)
 
 
-# ---------------------------------------------------------------- the picture, in pixels from its upper left corner
+# ------------------------ the picture, in pixels from its upper left corner
 
 SIDE = 128  # of an image, at most
 GAP, BREAK, LINE = 3, 18, 17  # between images, between nets or blocks, of a line of text
 
 
 def draw_columns(rows, classes):
-    """A row an image: the image, then the maps of each net, a column a group, with a gap between nets."""
+    """A row an image: the image, then the maps of each net, a column a group, nets set apart."""
     width, height = cell(rows)
     starts, widths, x = [], [], width
     for strip in rows[0][2]:
@@ -336,7 +348,8 @@ def draw_columns(rows, classes):
 
 
 def draw_rows(rows, classes):
-    """A block an image: the image, and beside it a row for each net and mapping function, a column a group."""
+    """A block an image: the image, and beside it a row for each net and mapping function, a column
+    a group."""
     width, height = cell(rows)
     groups = max(len(strip.maps) for strip in rows[0][2])
     columns = groups + any(strip.gradient is not None for strip in rows[0][2])
@@ -361,7 +374,8 @@ def draw_rows(rows, classes):
 
 
 def panels(strip, image=None):
-    """[(head, picture)] of a strip: its maps over the image, then the gradient if it has one. Without an image: heads alone."""
+    """[(head, picture)] of a strip: its maps over the image, then the gradient if it has one.
+    Without an image: heads alone."""
 
     def over(attention, highest=100):
         return None if image is None else overlay(image, attention, highest)
@@ -378,7 +392,8 @@ def column_head(i, rows):
 
 
 def put_lines(page, strip, name, classes, x, y, width=SIDE + BREAK):
-    """Label, mapping function and answer of a strip beneath each other, x being their right end and y their middle."""
+    """Label, mapping function and answer of a strip beneath each other, x being their right end and
+    y their middle."""
     label = textwrap.wrap(strip.label, 15, max_lines=3, placeholder='…')
     y -= LINE * (len(label) + bool(strip.mapping) + (strip.answer is not None)) / 2
     for line, weight in [(v, 'bold') for v in label] + [(strip.mapping, 'normal')]:
@@ -428,7 +443,8 @@ def cell(rows):
 
 
 def enlarge(image, side=SIDE):
-    """A whole number of times, as far as the longer side stays within `side`; pixels are left as squares: what the net saw."""
+    """A whole number of times, as far as the longer side stays within `side`; pixels are left as
+    squares: what the net saw."""
     scale = max(1, side // max(image.shape[:2]))
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
 
@@ -438,7 +454,7 @@ def verdict(name, taken_for, classes):
     return 'black' if name not in classes else '#1a7f37' if name == taken_for else '#b3261e'
 
 
-# ---------------------------------------------------------------- agreement with the teacher, in numbers
+# ------------------------ agreement with the teacher, in numbers
 
 
 def tell_agreement(opt, nets, key):
@@ -480,8 +496,10 @@ def check_kinds(weights, nets):
 
 
 def open_batches(opt, nets):
-    """(batches, classes, N, name) of the N test images: `batches` yields (uint8 [B, H, W, 3], labels int64 [B]), in order. No more of them are in
-    memory than a few batches, but for CIFAR and shapes, which are loaded whole. Nets for photographs see the centre of a folder's images, as imagenet.py tests."""
+    """(batches, classes, N, name) of the N test images: `batches` yields (uint8 [B, H, W, 3],
+    labels int64 [B]), in order. No more of them are in memory than a few batches, but for CIFAR and
+    shapes, which are loaded whole. Nets for photographs see the centre of a folder's images, as
+    imagenet.py tests."""
     run = first_record(nets)
     if shows_photographs(opt, nets):
         folder, name = scan_photographs(opt, run), opt.dataroot or run['imagenetpath']
@@ -502,7 +520,8 @@ def open_batches(opt, nets):
 
 
 def decoded_whole(files, size=250):
-    """(indices, uint8 [B, H, W, 3]) of batches of image files. Raises UserError where not all have one size."""
+    """(indices, uint8 [B, H, W, 3]) of batches of image files. Raises UserError where not all have
+    one size."""
     shape = None
     for index in torch.arange(len(files)).split(size):
         images = data.decode_all([files[i] for i in index])
@@ -516,19 +535,22 @@ def decoded_whole(files, size=250):
 
 
 def centres(files, side, size=50):
-    """(indices, uint8 [B, side, side, 3]) of batches of photographs, in the view of data.centre_view."""
+    """(indices, uint8 [B, side, side, 3]) of batches of photographs, in the view of
+    data.centre_view."""
     indices = torch.arange(len(files)).split(size)
     return data.load_batches(indices, lambda i, out: data.centre_view(files[i], side, out), side)
 
 
 @torch.inference_mode()
 def measure(batches, teacher, students, arguments, progress=lambda n: None):
-    """For each student float64 [2, 1 + groups]: of the images that it answers rightly, and of those that it answers wrongly, their number, and for each group
-    the sum over them of the squared distance of the two normalised maps,
+    """For each student float64 [2, 1 + groups]: of the images that it answers rightly, and of those
+    that it answers wrongly, their number, and for each group the sum over them of the squared
+    distance of the two normalised maps,
 
         ||at(student) - at(teacher)||^2 = at_loss * (number of map elements)
 
-    which lies in 0 .. 2, as no element of a map is negative. Maps of unequal size are pooled as in utils.at_loss; `arguments` are its p and map.
+    which lies in 0 .. 2, as no element of a map is negative. Maps of unequal size are pooled as in
+    utils.at_loss; `arguments` are its p and map.
     """
     sums = [0.0] * len(students)
     for images, labels in batches:
@@ -544,7 +566,8 @@ def measure(batches, teacher, students, arguments, progress=lambda n: None):
 
 
 def summed(groups, wanted, chosen, arguments):
-    """float64 [1 + groups]: the number of `chosen` images, bool [B], and the sums over them, as `measure` says."""
+    """float64 [1 + groups]: the number of `chosen` images, bool [B], and the sums over them, as
+    `measure` says."""
     n = int(chosen.sum())
     if n == 0:
         return torch.zeros(1 + len(groups), dtype=torch.double)
@@ -556,7 +579,8 @@ def summed(groups, wanted, chosen, arguments):
 
 
 def agreement_rows(students, distances):
-    """The lines of the table, as lists: three a net, of all images, of those that it answers rightly, and wrongly."""
+    """The lines of the table, as lists: three a net, of all images, of those that it answers
+    rightly, and wrongly."""
     groups = len(distances[0][0]) - 1
     rows = [['net', 'its answers', 'images', *(f'group {g}' for g in range(groups))]]
     for student, sums in zip(students, distances):

@@ -1,22 +1,23 @@
-"""Speed and memory of the attention-transfer step, WRN-16-2 to WRN-16-1, data included, beside the loop of 2018 and the bound.
+"""Speed and memory of the attention-transfer step, WRN-16-2 to WRN-16-1, data included, beside the
+loop of 2018 and the bound.
 
     python scripts/benchmark.py                          # all six
     python scripts/benchmark.py --only a,d,e             # some of them
     python scripts/benchmark.py --profile --only c,d     # and where a compiled step spends its time
-    python scripts/benchmark.py --decode                 # how long reading a folder of 50,000 small images takes
-    python scripts/benchmark.py --input DIR              # imagenet.py's decoding and cropping, beside torchvision's
-    python scripts/benchmark.py --memory --imagenetpath DIR --epochs 20        # whether imagenet.py's memory grows from epoch to epoch
+    python scripts/benchmark.py --decode                 # reading a folder of 50,000 small images
+    python scripts/benchmark.py --input DIR              # decoding and cropping by imagenet.py
+    python scripts/benchmark.py --memory --imagenetpath DIR     # of imagenet.py, after each epoch
 
-    a  the loop as published in 2018: float32, contiguous tensors, eager; images pass one by one through torchvision in two
-       loader workers; every step reads its losses back
+    a  the loop as published in 2018: float32, contiguous tensors, eager; images pass one by one
+       through torchvision in two loader workers; every step reads its losses back
     b  ours: cifar.train_epoch, float32, eager
     c  the same with --compile
     d  the same with --compile --dtype bfloat16
-    e  the bound, in float32 and in bfloat16: the convolutions and matrix products of b's step and of its bfloat16 twin, recorded and
-       played back with nothing between them
+    e  the bound, in float32 and in bfloat16: the convolutions and matrix products of b's step and
+       of its bfloat16 twin, recorded and played back with nothing between them
 
-Each runs in a process of its own and they take turns, so that a machine that slows down slows all of them. Images are random:
-none is read from disk. Run it with nothing else on the machine.
+Each runs in a process of its own and they take turns, so that a machine that slows down slows all
+of them. Images are random: none is read from disk. Run it with nothing else on the machine.
 """
 
 import argparse
@@ -96,7 +97,7 @@ parser.add_argument('--options', default='', help='of --memory: further options 
 # fmt: on
 
 
-# ---------------------------------------------------------------- ours
+# ------------------------ ours
 
 
 def cifar_options(opt, dtype):
@@ -145,7 +146,7 @@ def ours(opt, dtype, compiled):
     return run
 
 
-# ---------------------------------------------------------------- the loop of 2018
+# ------------------------ the loop of 2018
 
 
 def published(opt, dtype, compiled):
@@ -235,11 +236,11 @@ def published(opt, dtype, compiled):
     return run
 
 
-# ---------------------------------------------------------------- the bound
+# ------------------------ the bound
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps the calls of convolutions and matrix products, forward and backward, with their arguments."""
+    """Keeps the calls, with arguments, of convolutions and matrix products, both ways."""
 
     def __init__(self):
         super().__init__()
@@ -261,7 +262,8 @@ def record_step(opt, dtype):
 
 
 def bound(opt, dtype, compiled):
-    """run(steps) of nothing but the calls of one step of ours, each on the very tensors that the step gave it."""
+    """run(steps) of nothing but the calls of one step of ours, each on the very tensors that the
+    step gave it."""
     calls = record_step(opt, dtype)
 
     @torch.no_grad()
@@ -281,11 +283,12 @@ def flops(opt, dtype='float'):
     return counter.get_total_flops()
 
 
-# ---------------------------------------------------------------- where the time goes
+# ------------------------ where the time goes
 
 
 def profile(run, steps, device):
-    """{group: share of the time} of `steps` steps, by the profiler; a compiled kernel is named by what was fused into it."""
+    """{group: share of the time} of `steps` steps, by the profiler; a compiled kernel is named by
+    what was fused into it."""
     shares = defaultdict(float)
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (
         device == 'cuda'
@@ -325,11 +328,12 @@ def group_of(name):
     return next((group for group, belongs in groups.items() if belongs), 'rest (Python, launching)')
 
 
-# ---------------------------------------------------------------- a process for each
+# ------------------------ a process for each
 
 
 def worker(name, opt, pipe):
-    """Makes a variant, says so, then runs as many steps as it is told, answering with the seconds they took."""
+    """Makes a variant, says so, then runs as many steps as it is told, answering with the seconds
+    they took."""
     _, dtype, compiled = VARIANTS[name]
     if compiled and opt.profile:
         torch._inductor.config.cpp.enable_kernel_profile = (
@@ -362,7 +366,8 @@ def worker(name, opt, pipe):
 
 
 def tree_memory(pid):
-    """Bytes of a process and all below it, shared pages counted once. Processes end while one looks: they count 0."""
+    """Bytes of a process and all below it, shared pages counted once. Processes end while one
+    looks: they count 0."""
     parents = {}
     for entry in Path('/proc').glob('[0-9]*/stat'):
         with contextlib.suppress(OSError):
@@ -378,7 +383,8 @@ def tree_memory(pid):
 
 
 class Variant:
-    """A worker process. Its memory is looked at only in turns that are not timed, as looking holds the process up."""
+    """A worker process. Its memory is looked at only in turns that are not timed, as looking holds
+    the process up."""
 
     def __init__(self, name, opt):
         context = multiprocessing.get_context('spawn')
@@ -430,7 +436,7 @@ def measure(opt):
     return running, profiles
 
 
-# ---------------------------------------------------------------- the table
+# ------------------------ the table
 
 
 def machine():
@@ -484,7 +490,8 @@ def decode(opt):
 
 
 def input_pipeline(opt):
-    """Photographs a second on one core, from files in the disk cache: ours, torchvision's ImageFolder transforms, decoding alone."""
+    """Photographs a second on one core, from files in the disk cache: ours, torchvision's
+    ImageFolder transforms, decoding alone."""
     from PIL import Image
     from torchvision import transforms
 
@@ -527,12 +534,12 @@ def input_pipeline(opt):
         )
 
 
-# ---------------------------------------------------------------- memory over epochs
+# ------------------------ memory over epochs
 
 
 def memory(opt):
-    """Resident memory of imagenet.py, a student with attention transfer from a ResNet-34, at the end of each epoch, and whether it
-    grows. Returns the bytes of each."""
+    """Resident memory of imagenet.py, a student with attention transfer from a ResNet-34, at the
+    end of each epoch, and whether it grows. Returns the bytes of each."""
     train, _ = data.scan_folder(opt.imagenetpath, '--imagenetpath', ('val',))
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / 'teacher.hkl'
@@ -552,7 +559,8 @@ def memory(opt):
 
 
 def watch(words, epochs):
-    """[bytes] that the process of a training command holds after each of its first epochs; then it is killed."""
+    """[bytes] that the process of a training command holds after each of its first epochs; then it
+    is killed."""
     sizes = []
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as run:
         try:
@@ -568,21 +576,23 @@ def watch(words, epochs):
 
 
 def resident(pid):
-    """Bytes of memory that a process holds, VmRSS; 0 of one that has ended and waits to be looked after."""
+    """Bytes of memory that a process holds, VmRSS; 0 of one that has ended."""
     lines = Path(f'/proc/{pid}/status').read_text().splitlines()
     sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith('VmRSS:')]
     return sum(sizes)
 
 
 def grows(sizes):
-    """Whether memory is more than 0.5 % larger at the end than in the middle: freed memory is kept, and now and then a step finds it in
-    pieces and takes more, so that a run has its full size only after some epochs."""
+    """Whether memory is more than 0.5 % larger at the end than in the middle: freed memory is kept,
+    and now and then a step finds it in pieces and takes more, so that a run has its full size only
+    after some epochs."""
     _, middle, late = medians(sizes)
     return late > 1.005 * middle
 
 
 def medians(sizes):
-    """Medians of `sizes` [epochs] over the third to seventh epoch, the first five of the second half, and the last five."""
+    """Medians of `sizes` [epochs] over the third to seventh epoch, the first five of the second
+    half, and the last five."""
     half = len(sizes) // 2
     parts = sizes[2:7], sizes[half : half + 5], sizes[-5:]
     return [statistics.median(part) for part in parts]

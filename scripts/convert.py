@@ -1,11 +1,16 @@
 """Converts nets between our files, torchvision's and ONNX; the logits stay the same.
 
-    python scripts/convert.py resnet34 resnet-34.hkl                  # torchvision's weights, fetched once: a teacher for imagenet.py
-    python scripts/convert.py logs/resnet_18 resnet18.pth             # for torchvision's resnet18, or as .safetensors
-    python scripts/convert.py resnet18.pth folded.hkl --fold          # batch norms folded into the convolutions
-    python scripts/convert.py logs/resnet_18 net.onnx --normalize     # photographs -> logits
+    # torchvision's weights, fetched once: a teacher for imagenet.py
+    python scripts/convert.py resnet34 resnet-34.hkl
+    # for torchvision's resnet18, or as .safetensors
+    python scripts/convert.py logs/resnet_18 resnet18.pth
+    # batch norms folded into the convolutions
+    python scripts/convert.py resnet18.pth folded.hkl --fold
+    # photographs -> logits
+    python scripts/convert.py logs/resnet_18 net.onnx --normalize
 
-What is written is float32. To torchvision's layout and back nothing changes but num_batches_tracked, which becomes 0.
+What is written is float32. To torchvision's layout and back nothing changes but
+num_batches_tracked, which becomes 0.
 """
 
 import http.client
@@ -44,7 +49,8 @@ def main(argv=None):
     out = Path(opt.out)
     check_out(out, opt.force, given)
     f, params, _ = resnet.load_net(opt.source if os.path.exists(opt.source) else fetch(opt.source))
-    # A graph is folded in any case: traced by torch 2.6, the padding of a resnet is a tensor, which its convolutions refuse.
+    # A graph is folded in any case: traced by torch 2.6, the padding of a resnet is a tensor, which
+    # its convolutions refuse.
     if opt.fold or out.suffix == '.onnx' and resnet.layout(params) == 'resnet':
         f, params = resnet.check_net(fold(params, opt.source), f'{opt.source}, folded')
     kind, (depth, width, num_classes) = resnet.layout(params), resnet.net_shape(params)
@@ -58,7 +64,8 @@ def main(argv=None):
         dtype = 'uint8' if opt.normalize else 'normalised float32'
         what += f', images [batch, 3, {size}, {size}] in {dtype}'
     elif out.suffix != '.hkl':
-        # Clones: of tensors that share memory torch.save writes all of it, and safetensors refuses them.
+        # Clones: of tensors that share memory torch.save writes all of it, and safetensors refuses
+        # them.
         params = {k: v.clone() for k, v in params.items()}
         params = utils.to_torchvision(params) if kind == 'resnet' else params
         what += f', {"names of torchvision" if kind == "resnet" else "our names"}'
@@ -75,7 +82,8 @@ def main(argv=None):
 
 
 def check_out(out, force, given):
-    """Raises UserError where OUT, or an option beside it, cannot be: before a net is fetched or read."""
+    """Raises UserError where OUT, or an option beside it, cannot be: before a net is fetched or
+    read."""
     if out.suffix not in FORMATS:
         raise UserError(f'OUT {out}: its name must end in {", ".join(FORMATS)}')
     for name in sorted(given & {'normalize', 'image_size'}):
@@ -96,7 +104,8 @@ def check_out(out, force, given):
 
 
 def fetch(name) -> Path:
-    """The file of torchvision's first weights of that model, fetched to where torchvision itself looks for it."""
+    """The file of torchvision's first weights of that model, fetched to where torchvision itself
+    looks for it."""
     if name not in MODELS:
         raise UserError(
             f'IN {name}: no such run folder or weights file, nor one of {", ".join(MODELS)}'
@@ -120,7 +129,8 @@ def fetch(name) -> Path:
 
 
 def fold(params, source) -> dict:
-    """The layout `folded` of a resnet: in testing a batch norm is scale * x + (bias - scale * mean), and its convolution takes that in."""
+    """The layout `folded` of a resnet: in testing a batch norm is
+    scale * x + (bias - scale * mean), and its convolution takes that in."""
     kind = resnet.layout(params)
     if kind != 'resnet':
         why = 'it has no batch norms'
@@ -145,7 +155,8 @@ def fold(params, source) -> dict:
 
 
 class Graph(torch.nn.Module):
-    """images -> logits of a net. Its parameters are buffers, or they would be constants among the nodes of the graph."""
+    """images -> logits of a net. Its parameters are buffers, or they would be constants among the
+    nodes of the graph."""
 
     def __init__(self, f, params, scale):
         super().__init__()
@@ -162,7 +173,8 @@ class Graph(torch.nn.Module):
 
 
 def export(f, params, size, scale, file) -> None:
-    """Writes the net as ONNX, for any number of images of that size; `scale`: (mean, std) of the images, which are then uint8."""
+    """Writes the net as ONNX, for any number of images of that size; `scale`: (mean, std) of the
+    images, which are then uint8."""
     if sum(v.nbytes for v in params.values()) > 2**31 - 2**24:
         raise UserError('OUT: ONNX holds at most 2 GiB, and this net has more; write .safetensors')
     images = torch.zeros(1, 3, size, size, dtype=torch.uint8 if scale else torch.float32)
@@ -170,7 +182,8 @@ def export(f, params, size, scale, file) -> None:
     options['dynamic_axes'] = {'images': {0: 'batch'}, 'logits': {0: 'batch'}}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
-        # The newer exporter (dynamo) needs onnxscript beside onnx, and puts the parameters into a second file.
+        # The newer exporter (dynamo) needs onnxscript beside onnx, and puts the parameters into a
+        # second file.
         torch.onnx.export(Graph(f, params, scale).eval(), (images,), file, dynamo=False, **options)
 
 

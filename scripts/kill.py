@@ -1,13 +1,17 @@
-"""Kills a student's training at random moments, resumes it each time, and compares it with a run that was left alone.
+"""Kills a student's training at random moments, resumes it each time, and compares it with a run
+that was left alone.
 
-    python scripts/kill.py --kills 50                                             # cifar.py, float32, eager, on drawn shapes
+    # cifar.py on drawn shapes, in float32, eager; or with other options
+    python scripts/kill.py --kills 50
     python scripts/kill.py --kills 10 --options "--dtype bfloat16 --compile"
-    python scripts/kill.py --kills 20 --imagenetpath DIR                          # imagenet.py on photographs, killed inside epochs
-    python scripts/kill.py --full_disk                                            # on a small tmpfs that fills up; needs root, Linux
+    # imagenet.py on photographs, killed inside epochs
+    python scripts/kill.py --kills 20 --imagenetpath DIR
+    # on a small tmpfs that fills up; needs root, Linux
+    python scripts/kill.py --full_disk
 
-The student learns by attention transfer and distillation. Says where the checkpoint stood at each kill, how many kills it took, and
-whether model.hkl and every line of log.txt, measured times aside, are the same; exit status 1 if not. A checkpoint at 3+17 holds
-3 epochs and 17 steps of the fourth.
+The student learns by attention transfer and distillation. Says where the checkpoint stood at each
+kill, how many kills it took, and whether model.hkl and every line of log.txt, measured times aside,
+are the same; exit status 1 if not. A checkpoint at 3+17 holds 3 epochs and 17 steps of the fourth.
 """
 
 import random
@@ -54,7 +58,7 @@ def main(argv=None):
 
 
 def command(opt, folder, name, epochs):
-    """The training in the run folder folder/name; all but the teacher have --options and learn from it."""
+    """The training in folder/name; all but the teacher have --options and learn from it."""
     if opt.imagenetpath:
         script, teacher = 'imagenet.py', '--teacher_params'
         words = ['--imagenetpath', opt.imagenetpath, *PHOTOGRAPHS.split()]
@@ -98,7 +102,8 @@ def kill_and_compare(folder, opt):
 
 
 def time_whole(folder, opt):
-    """(seconds before its first epoch, seconds of an epoch) of the run that is left alone, folder/whole, which is trained here."""
+    """(seconds before its first epoch, seconds of an epoch) of the run that is left alone,
+    folder/whole, which is trained here."""
     began = time.time()
     train(opt, folder, 'whole', opt.epochs)
     took = time.time() - began
@@ -108,8 +113,8 @@ def time_whole(folder, opt):
 
 
 def kill_once(words, rng, start, epoch):
-    """Runs a command and kills it in its start, or in one of the epochs after the first few lines that it prints. False where it
-    had ended by itself."""
+    """Runs a command and kills it in its start, or in one of the epochs after the first few lines
+    that it prints. False where it had ended by itself."""
     run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         wanted, seen = rng.randrange(5), 0
@@ -126,7 +131,8 @@ def kill_once(words, rng, start, epoch):
 
 
 def progress(run):
-    """(epochs, steps of the next one) that are done in the checkpoint of a run folder; (0, 0) before there is one."""
+    """(epochs, steps of the next one) that are done in the checkpoint of a run folder; (0, 0)
+    before there is one."""
     if not (run / 'checkpoint.pt').exists():
         return 0, 0
     checkpoint = utils.load_checkpoint(run)

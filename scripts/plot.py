@@ -1,15 +1,19 @@
-"""Test and training error of any number of runs: a picture of the curves, and a table of where they ended.
+"""Test and training error of any number of runs: a picture of the curves, and a table of where they
+ended.
 
-    python scripts/plot.py logs/resnet_16_2_teacher logs/at_16_1_16_2                  # run folders
+    python scripts/plot.py logs/resnet_16_2_teacher logs/at_16_1_16_2
     python scripts/plot.py a/log.txt b/log.txt --labels student "with AT" --save curves.svg
-    python scripts/plot.py --paper_figure logs/wrn_16_1 logs/at logs/factt --labels student AT F-ActT    # the paper's convergence figure
+    # the paper's convergence figure
+    python scripts/plot.py --paper_figure logs/student logs/at logs/factt
 
-Reads log.txt as cifar.py and imagenet.py write it, and as the code published in 2018 did. Solid lines are the test error,
-thin dashed ones the error on the augmented training images, both 100 - accuracy (top-1), in per cent.
+Reads log.txt as cifar.py and imagenet.py write it, and as the code published in 2018 did. Solid
+lines are the test error, thin dashed ones the error on the augmented training images, both
+100 - accuracy (top-1), in per cent.
 
---paper_figure is of WRN-16-1 alone, with attention transfer, and with the transfer of full activations. Horizontal lines are means of the test error over
-stretches of the schedule: epochs 50-59, 61-99, 101-139 and 141-160 of 200, the same shares of another number of epochs. Beside ours, where the
-schedule is the paper's, dashed ones are what was read off the paper's curves, about ±0.1.
+--paper_figure is of WRN-16-1 alone, with attention transfer, and with the transfer of full
+activations. Horizontal lines are means of the test error over stretches of the schedule: epochs
+50-59, 61-99, 101-139 and 141-160 of 200, the same shares of another number of epochs. Beside ours,
+where the schedule is the paper's, dashed ones are what was read off the paper's curves, about ±0.1.
 """
 
 import math
@@ -35,7 +39,8 @@ parser.add_argument('--save', default='curves.png', metavar='FILE', help='the pi
 parser.add_argument('--paper_figure', action='store_true', help="draw the paper's convergence figure, and tell means over its stretches of epochs; --labels, student AT F-ActT where they are not given, tell which of the paper's curves a run is compared with")
 # fmt: on
 
-# The paper's convergence figure: the epochs of each stretch, and the mean test error over them, in per cent.
+# The paper's convergence figure: the epochs of each stretch, and the mean test error over them, in
+# per cent.
 STRETCHES = [(50, 59), (61, 99), (101, 139), (141, 160)]
 PAPER_EPOCHS, PAPER_STEPS = 200, [60, 120, 160]
 PAPER_MEANS = {
@@ -85,15 +90,17 @@ def main(argv=None):
 
 
 def names_of(files):
-    """The runs' folders, or the names of logs that lie in one folder, without the part of the path that all have."""
+    """The runs' folders, or the names of logs that lie in one folder, without the part of the path
+    that all have."""
     paths = [os.path.abspath(f.parent if f.name == 'log.txt' else f.with_suffix('')) for f in files]
     common = os.path.commonpath({os.path.dirname(p) for p in paths})
     return [os.path.relpath(p, common) for p in paths]
 
 
 def read_run(file) -> dict:
-    """{epoch, test, train, n_parameters, time, epochs, epoch_step} of a log: lists over its epochs but for the number of parameters and the
-    seconds in all, which are None where the log does not tell, and the schedule (epochs: where it is not told, those of the log)."""
+    """{epoch, test, train, n_parameters, time, epochs, epoch_step} of a log: lists over its epochs
+    but for the number of parameters and the seconds in all, which are None where the log does not
+    tell, and the schedule (epochs: where it is not told, those of the log)."""
     records = utils.read_log(file)
     run = {
         'epoch': [first(r.get('epoch')) for r in records],
@@ -193,7 +200,7 @@ def draw_curves(axes, runs, colours, alpha=1.0):
     axes.spines[['top', 'right']].set_visible(False)
 
 
-# ---------------------------------------------------------------- the convergence figure of the paper
+# ------------------------ the convergence figure of the paper
 
 
 def check_schedules(files, runs):
@@ -207,7 +214,8 @@ def check_schedules(files, runs):
 
 
 def stretch(window, epochs):
-    """The epochs, counted from 1, whose middle lies in a stretch of the paper's 200 once `epochs` are spread over them; none where too few are."""
+    """The epochs, counted from 1, whose middle lies in a stretch of the paper's 200 once `epochs`
+    are spread over them; none where too few are."""
     first, last = window
     middles = ((e, (e - 0.5) * PAPER_EPOCHS / epochs) for e in range(1, int(epochs) + 1))
     return [e for e, middle in middles if first - 1 < middle < last]
@@ -230,7 +238,8 @@ def paper_means(label, run):
 
 
 def figure_table(runs) -> str:
-    """A line a run, and one for the paper's numbers if they apply, as Markdown: means of the test error in per cent over the stretches."""
+    """A line a run, and one for the paper's numbers if they apply, as Markdown: means of the test
+    error in per cent over the stretches."""
     epochs = next(iter(runs.values()))['epochs']
     heads = [span(stretch(window, epochs)) for window in STRETCHES]
     rows = [['test error, %, mean over epochs', *heads]]
@@ -250,7 +259,8 @@ def percent(value):
 
 
 def draw_paper_figure(runs):
-    """The curves, with the means over each stretch as horizontal lines: ours solid, the paper's dashed."""
+    """The curves, with the means over each stretch as horizontal lines: ours solid, the paper's
+    dashed."""
     figure, axes = plt.subplots(figsize=(9, 6), dpi=120, layout='constrained')
     draw_curves(axes, runs, COLOURS, alpha=0.45)
     curves = axes.lines[1::2]

@@ -1,11 +1,14 @@
-"""The birds of CUB-200-2011 as imagenet.py reads photographs: each bounding box cut out, its shorter side scaled to 256 pixels.
+"""The birds of CUB-200-2011 as imagenet.py reads photographs: each bounding box cut out, its
+shorter side scaled to 256 pixels.
 
-    python scripts/prepare_cub.py CUB_200_2011 birds                # birds/train/CLASS/*.jpg and birds/val/CLASS/*.jpg
+    # writes birds/train/CLASS/*.jpg and birds/val/CLASS/*.jpg
+    python scripts/prepare_cub.py CUB_200_2011 birds
     python scripts/prepare_cub.py CUB_200_2011 birds --resume       # go on after an interruption
     python imagenet.py --imagenetpath birds --finetune --student_params resnet-18.hkl --depth 18
 
-CUB_200_2011 is the folder that CUB_200_2011.tgz unpacks to; its lists images.txt, classes.txt, bounding_boxes.txt and
-train_test_split.txt tell which photographs there are. All of them are decoded once before the first is written.
+CUB_200_2011 is the folder that CUB_200_2011.tgz unpacks to; its lists images.txt, classes.txt,
+bounding_boxes.txt and train_test_split.txt tell which photographs there are. All of them are
+decoded once before the first is written.
 """
 
 import math
@@ -62,7 +65,8 @@ def main(argv=None):
 
 
 def read_lists(root) -> dict:
-    """{train/CLASS/FILE or val/CLASS/FILE: (photograph, its box, where that stands)}, all that the lists in `root` tell."""
+    """{train/CLASS/FILE or val/CLASS/FILE: (photograph, its box, where that stands)}, all that the
+    lists in `root` tell."""
     classes = read_list(root / 'classes.txt', str, 'ID NAME')
     paths = read_list(root / 'images.txt', str, 'ID CLASS/FILE')
     boxes = read_list(root / 'bounding_boxes.txt', box, 'ID X Y WIDTH HEIGHT of a box with an area')
@@ -110,7 +114,7 @@ def box(text):
 
 
 def cut(file, box, where):
-    """uint8 [h, w, 3] RGB: the part of a photograph in the box, as far as it lies in the photograph."""
+    """uint8 [h, w, 3] RGB: the part of a photograph that lies in the box."""
     image = data.decode(file)
     H, W = image.shape[:2]
     x, y, width, height = box
@@ -126,7 +130,8 @@ def cut(file, box, where):
 
 
 def scaled(image):
-    """The shorter side SHORTER_SIDE pixels, the longer one in proportion, rounded down as torchvision does."""
+    """The shorter side SHORTER_SIDE pixels, the longer in proportion, rounded down, as in
+    torchvision."""
     h, w = image.shape[:2]
     return data.resize(image, tuple(SHORTER_SIDE * side // min(h, w) for side in (h, w)))
 

@@ -1,12 +1,16 @@
-"""The rooms of MIT indoor-67 as imagenet.py reads photographs: the published lists of train and test as two folders.
+"""The rooms of MIT indoor-67 as imagenet.py reads photographs: the published lists of train and
+test as two folders.
 
-    python scripts/prepare_scenes.py indoorCVPR_09 rooms                    # rooms/train/CLASS/*.jpg and rooms/val/CLASS/*.jpg
-    python scripts/prepare_scenes.py indoorCVPR_09 rooms --skip_broken      # without the photographs that cannot be decoded
-    python scripts/prepare_scenes.py indoorCVPR_09 rooms --resume           # go on after an interruption
+    # writes rooms/train/CLASS/*.jpg and rooms/val/CLASS/*.jpg
+    python scripts/prepare_scenes.py indoorCVPR_09 rooms
+    # without the photographs that cannot be decoded; go on after an interruption
+    python scripts/prepare_scenes.py indoorCVPR_09 rooms --skip_broken
+    python scripts/prepare_scenes.py indoorCVPR_09 rooms --resume
     python imagenet.py --imagenetpath rooms --finetune --student_params resnet-18.hkl --depth 18
 
-indoorCVPR_09 holds the folder Images of indoorCVPR_09.tar, and the lists TrainImages.txt and TestImages.txt beside it. Photographs are
-copied byte by byte, under their own names; all of them are decoded once before the first is written.
+indoorCVPR_09 holds the folder Images of indoorCVPR_09.tar, and the lists TrainImages.txt and
+TestImages.txt beside it. Photographs are copied byte by byte, under their own names; all of them
+are decoded once before the first is written.
 """
 
 import os

@@ -1,11 +1,14 @@
-"""The tables of the paper, and of the controls, from the logs of the runs: the paper's numbers beside ours.
+"""The tables of the paper, and of the controls, from the logs of the runs: the paper's numbers
+beside ours.
 
     python scripts/summarize.py table1 logs/epochs200 --save table1.md
-    python scripts/summarize.py beta logs/beta_epochs200 --save beta.svg        # held-out error against --beta
+    # held-out error against --beta
+    python scripts/summarize.py beta logs/beta_epochs200 --save beta.svg
 
-TABLE is table1 to table5, convergence, cifar100, controls or beta, each made by the script of that name. Ours is the last epoch's error, median and range over
-the seeds. The gain over the student alone is taken seed by seed: its mean, and the 95 % interval of Student's t. What is missing is said to be
-missing: no number stands for a run that has not finished.
+TABLE is table1 to table5, convergence, cifar100, controls or beta, each made by the script of that
+name. Ours is the last epoch's error, median and range over the seeds. The gain over the student
+alone is taken seed by seed: its mean, and the 95 % interval of Student's t. What is missing is said
+to be missing: no number stands for a run that has not finished.
 """
 
 import math
@@ -26,14 +29,16 @@ import resnet
 import utils
 from utils import UserError, number
 
-# ---------------------------------------------------------------- the tables
+# ------------------------ the tables
 
 
 class Section(NamedTuple):
-    """Rows that are compared with the first of them, the student alone. A row: what it is, the paper's number in per cent (None where there
-    is none), and the name of its runs without _seedN. A name with * stands for a row for each --beta.
+    """Rows that are compared with the first of them, the student alone. A row: what it is, the
+    paper's number in per cent (None where there is none), and the name of its runs without _seedN.
+    A name with * stands for a row for each --beta.
 
-    measure: 'error' or 'accuracy'. top: 0 of top-1, 1 of top-5. epochs: (first, last) of which the mean is taken, () for the last epoch alone."""
+    measure: 'error' or 'accuracy'. top: 0 of top-1, 1 of top-5. epochs: (first, last) of which the
+    mean is taken, () for the last epoch alone."""
 
     title: str
     rows: list
@@ -228,7 +233,8 @@ PUBLISHED = {
     'cifar100': 'The published numbers are those of RepDistiller, means of 5 runs, whose border, normalisation, initial batch norms and momentum at drops differ from ours.',
 }
 
-# What a log tells of how a run was trained. The options that make a row what it is are told row by row, see method_of.
+# What a log tells of how a run was trained. The options that make a row what it is are told row by
+# row, see method_of.
 SCHEDULE = (
     'dataset',
     'epochs',
@@ -246,7 +252,8 @@ SCHEDULE = (
     'torch',
 )
 
-# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom (Abramowitz & Stegun, table 26.10). Beyond, that of 30: a little too wide.
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom (Abramowitz & Stegun, table 26.10).
+# Beyond, that of 30: a little too wide.
 T_QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -296,7 +303,7 @@ def main(argv=None):
         print(f'wrote {file}')
 
 
-# ---------------------------------------------------------------- runs
+# ------------------------ runs
 
 
 class Run(NamedTuple):
@@ -307,7 +314,7 @@ class Run(NamedTuple):
     damaged: bool = False  # what its log holds is no record of ours
 
     def finished(self):
-        """Whether its last epoch is done. A net that was only tested (imagenet.py --evaluate) is finished."""
+        """Whether its last epoch is done; so it is of a net that was only tested."""
         last = self.records[-1] if self.records else {}
         return 'evaluate' in last or bool(last) and last['epoch'] >= last['epochs']
 
@@ -375,7 +382,8 @@ def is_record(record) -> bool:
 
 
 def value_of(run, section):
-    """The number of a finished run in per cent, None where it is of another schedule than the section's epochs, or lacks one of them."""
+    """The number of a finished run in per cent, None where it is of another schedule than the
+    section's epochs, or lacks one of them."""
 
     def measured(record):
         acc = record['test_acc']
@@ -402,7 +410,8 @@ def values_of(runs, section) -> dict:
 
 
 def equal_time(logs, epochs) -> int:
-    """Epochs that WRN-16-1 alone trains in the time of `epochs` with AT, by the medians of the logs' train_time."""
+    """Epochs that WRN-16-1 alone trains in the time of `epochs` with AT, by the medians of the
+    logs' train_time."""
 
     def median(stem):
         runs = read_runs(stem, seeds_of({stem}, logs), logs)
@@ -417,12 +426,13 @@ def equal_time(logs, epochs) -> int:
     return round(epochs * transfer / alone)
 
 
-# ---------------------------------------------------------------- numbers
+# ------------------------ numbers
 
 
 def gain(alone: dict, values: dict, measure: str):
-    """(mean difference, half the width of its 95 % interval, n) of the seeds that both have; positive where `values` are better. The
-    interval is Student's t for pairs, None of a single one. None where there is no pair."""
+    """(mean difference, half the width of its 95 % interval, n) of the seeds that both have;
+    positive where `values` are better. The interval is Student's t for pairs, None of a single one.
+    None where there is no pair."""
     sign = 1 if measure == 'accuracy' else -1
     differences = [
         sign * (values[seed] - alone[seed])
@@ -439,7 +449,8 @@ def gain(alone: dict, values: dict, measure: str):
 
 
 def cost(runs) -> tuple:
-    """(parameters, multiply-adds of one image), of the first finished run, None where that cannot be told."""
+    """(parameters, multiply-adds of one image), of the first finished run, None where that cannot
+    be told."""
     for run in runs:
         last = run.records[-1] if run.finished() else {}
         if 'evaluate' in last:
@@ -454,7 +465,7 @@ def cost(runs) -> tuple:
     return None, None
 
 
-# ---------------------------------------------------------------- the table
+# ------------------------ the table
 
 
 def table(sections, runs) -> str:
@@ -521,7 +532,8 @@ def gain_shown(found):
 
 
 def notes(name, runs, logs) -> list:
-    """What stands beneath a table: what its numbers are, how the runs were trained, and what is missing."""
+    """What stands beneath a table: what its numbers are, how the runs were trained, and what is
+    missing."""
     every = [run for of_stem in runs.values() for run in of_stem]
     finished = [run for run in every if run.finished() and 'epoch' in run.records[-1]]
     parts = [
@@ -601,7 +613,8 @@ def method_of(record) -> str:
 
 
 def methods(runs) -> list:
-    """A line for each method, with the rows that were trained by it; where one row has several, with their runs."""
+    """A line for each method, with the rows that were trained by it; where one row has several,
+    with their runs."""
     lines = {}
     for stem, of_stem in runs.items():
         done = [run for run in of_stem if run.finished() and 'epoch' in run.records[-1]]
@@ -625,11 +638,12 @@ def missing(runs) -> list:
     return lines
 
 
-# ---------------------------------------------------------------- error against beta
+# ------------------------ error against beta
 
 
 def draw_beta(runs, section):
-    """Held-out error against --beta, one curve for AT and one for AT + KD; KD and the student alone as lines. Points are medians, bars ranges over seeds."""
+    """Held-out error against --beta, one curve for AT and one for AT + KD; KD and the student alone
+    as lines. Points are medians, bars ranges over seeds."""
     figure, axes = plt.subplots(figsize=(8, 5), dpi=120, layout='constrained')
     colours = {'student': '#555555', 'KD': '#009e73', 'AT': '#0072b2', 'AT + KD': '#d55e00'}
     curves, drawn = {}, False

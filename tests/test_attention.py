@@ -28,7 +28,8 @@ def net_of(f, label='net', classes=None):
 
 
 def linear_net(seed=0, size=8, channels=(5, 4)):
-    """(a net of two groups, 1x1 convolutions of the image and of its `size` x `size` means, and a linear layer; its weights)."""
+    """(a net of two groups, 1x1 convolutions of the image and of its `size` x `size` means, and a
+    linear layer; its weights)."""
     rng = np.random.default_rng(seed)
     weights = [rng.normal(size=(c, 3)) for c in channels]
     head = rng.normal(size=(3, 3 * 64)) / 20
@@ -62,7 +63,7 @@ def softmax(logits):
     return e / e.sum()
 
 
-# ---------------------------------------------------------------- maps and gradients
+# ------------------------ maps and gradients
 
 
 def test_mapping_functions_are_those_of_the_paper():
@@ -123,7 +124,7 @@ def test_gradient_of_a_wide_resnet_by_finite_differences():
     np.testing.assert_allclose(found[row, column], max(slopes), rtol=1e-4)
 
 
-# ---------------------------------------------------------------- agreement
+# ------------------------ agreement
 
 
 @pytest.mark.parametrize(('key', 't', 's'), [('sum2', 4, 2), ('max', 2, 4)])
@@ -255,7 +256,7 @@ def test_agreement_on_a_folder_of_small_images(tmp_path, capsys):
     assert 'light/2.png' in refused(attention.main, command, capsys)
 
 
-# ---------------------------------------------------------------- the picture
+# ------------------------ the picture
 
 
 def rows_of(labels, maps, gradient, names=('a', 'b')):

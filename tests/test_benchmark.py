@@ -29,7 +29,8 @@ def options(*argv):
 
 
 def convolutions(depth, width):
-    """(channels in, out, kernel, size of the output) of a Wide ResNet's convolutions, from the paper's table."""
+    """(channels in, out, kernel, size of the output) of a Wide ResNet's convolutions, from the
+    paper's table."""
     yield 3, 16, 3, 32
     ni = 16
     for group, channels in enumerate((16, 32, 64)):
@@ -113,7 +114,8 @@ def make_photographs(root):
 
 
 def test_input_is_images_a_second_less_the_first_turn(tmp_path, monkeypatch, capsys):
-    """By a clock on which a turn of the 12 photographs takes 1, 2 and 3 s, the first one a thousand times that."""
+    """By a clock on which a turn of the 12 photographs takes 1, 2 and 3 s, the first one a thousand
+    times that."""
     turns = [1000, 2000, 3000] + 3 * [1, 2, 3]
     ticks = iter([t for i, turn in enumerate(turns) for t in (1e6 * i, 1e6 * i + turn)])
     monkeypatch.setattr(benchmark.time, 'process_time', lambda: next(ticks))

@@ -1,4 +1,5 @@
-"""cifar.py as its users meet it: commands, run folders, kills, mistakes. Every run here is real, and tiny."""
+"""cifar.py as its users meet it: commands, run folders, kills, mistakes. Every run here is real,
+and tiny."""
 
 import argparse
 import json
@@ -88,7 +89,7 @@ def snapshot(folder):
     }
 
 
-# ---------------------------------------------------------------- what a run writes
+# ------------------------ what a run writes
 
 
 def test_a_teacher_writes_log_model_and_checkpoint(home):
@@ -190,8 +191,9 @@ def test_the_loss_is_distillation_plus_beta_times_the_maps():
 
 
 def test_training_is_a_plain_loop_over_the_published_recipe(home, tmp_path, monkeypatch):
-    """Three epochs of cifar.main against the same written out: torchvision's pad, crop and flip, losses by their formulas, SGD with
-    momentum and decay on every trainable parameter, and a new one at the drop."""
+    """Three epochs of cifar.main against the same written out: torchvision's pad, crop and flip,
+    losses by their formulas, SGD with momentum and decay on every trainable parameter, and a new
+    one at the drop."""
     from torchvision.transforms import functional as TF
 
     monkeypatch.chdir(home)
@@ -261,7 +263,8 @@ def normalised(v):
 
 @pytest.mark.parametrize('method', ['factt', 'grad', 'sym', 'minl2', 'max', 'some groups'])
 def test_the_loss_of_each_method_is_its_definition(method):
-    """One step of make_loss against the definition, put together by hand, and the derivatives by the student's weights."""
+    """One step of make_loss against the definition, put together by hand, and the derivatives by
+    the student's weights."""
     torch.manual_seed(0)
     f_s, params_s = nin.nin(6, 10, bn=False, pool_relu=False)
     f_t, params_t = resnet.wrn(10, 0.5, 10)
@@ -437,7 +440,8 @@ def test_a_teacher_that_is_not_what_its_log_says_is_noticed(home):
 
 
 def test_a_run_folder_of_the_published_code_teaches_and_is_evaluated(home):
-    """log.txt with NaN and [mean, std]; model.pt7 in the file format of 2018, teacher and student in one dict."""
+    """log.txt with NaN and [mean, std]; model.pt7 in the file format of 2018, teacher and student
+    in one dict."""
     folder = home / 'logs/published'
     folder.mkdir()
     params = utils.load_params(home / 'logs/teacher/model.hkl')
@@ -472,7 +476,8 @@ def test_evaluate_takes_run_folders_and_files(home):
         stats = json.loads(line.removeprefix('json_stats: '))
         assert (stats['test_acc'], stats['test_loss']) == (logged['test_acc'], logged['test_loss'])
         assert stats['n_parameters'] == logged['n_parameters'] and stats['images_per_second'] > 0
-    # 12x12 images: conv0, then per group two 3x3 convolutions and, but for the first, a 1x1; and the linear layer
+    # 12x12 images: conv0, then per group two 3x3 convolutions and, but for the first, a 1x1; and
+    # the linear layer
     expected = 144 * 27 * 16 + 2 * 144 * 9 * 16 * 16
     expected += (
         36 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32)
@@ -503,11 +508,12 @@ def test_tensorboard_has_every_epoch_of_a_resumed_run(home):
     assert [c.value for c in curves] == pytest.approx(logged)
 
 
-# ---------------------------------------------------------------- other methods, other nets
+# ------------------------ other methods, other nets
 
 
 def test_adapters_train_resume_and_stay_out_of_the_weights(home):
-    """The student has other widths than its teacher in all groups; the run is cut off and goes on to the same bits."""
+    """The student has other widths than its teacher in all groups; the run is cut off and goes on
+    to the same bits."""
     options = [
         '--teacher_id',
         'teacher',
@@ -612,7 +618,7 @@ def test_nets_of_either_family_teach_either(home):
     assert nin.variant(resnet.load_net(home / 'logs/nin_of_nin')[1]) == (True, False)
 
 
-# ---------------------------------------------------------------- chance, kills, resuming
+# ------------------------ chance, kills, resuming
 
 
 def test_the_same_command_gives_the_same_bits_and_another_seed_others(home):
@@ -726,7 +732,8 @@ def test_two_processes_do_not_train_in_one_folder(home):
 
 
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_epoch(home, tmp_path, monkeypatch, capsys):
-    """The disk is full from the third checkpoint on; a real one is tried by scripts/kill.py on a small tmpfs."""
+    """The disk is full from the third checkpoint on; a real one is tried by scripts/kill.py on a
+    small tmpfs."""
     monkeypatch.chdir(home)
     fsync, epochs = os.fsync, []
 
@@ -846,7 +853,7 @@ def test_without_a_compiler_the_run_goes_on(home, tmp_path):
     assert done.stderr.count('\n') == 1 and '--compile: no working compiler' in done.stderr
 
 
-# ---------------------------------------------------------------- mistakes
+# ------------------------ mistakes
 
 
 def refused(home, *options, **kw):
@@ -947,7 +954,8 @@ MISTAKES = [
 
 
 def in_process(home, options, capsys, monkeypatch):
-    """The refusal of cifar.main in this process: a subprocess costs two seconds. Some mistakes go through the real command below."""
+    """The refusal of cifar.main in this process: a subprocess costs two seconds. Some mistakes go
+    through the real command below."""
     monkeypatch.chdir(home)
     monkeypatch.setattr(sys, 'argv', ['cifar.py'])
     before = sorted(str(p) for p in home.rglob('*'))
@@ -1168,7 +1176,8 @@ OPTIONS = sorted(
     )
 )
 def test_options_never_end_in_a_traceback(tmp_path_factory, options):
-    """Whatever is typed, the options are taken, or refused by a UserError: here up to where data and teacher are opened."""
+    """Whatever is typed, the options are taken, or refused by a UserError: here up to where data
+    and teacher are opened."""
     folder = tmp_path_factory.getbasetemp() / 'options'
     folder.mkdir(exist_ok=True)
     argv = [word for pair in options for word in pair]

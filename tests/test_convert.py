@@ -1,4 +1,5 @@
-"""scripts/convert.py: torchvision's models, ours, folded ones and ONNX graphs (in onnxruntime) give the same logits."""
+"""scripts/convert.py: torchvision's models, ours, folded ones and ONNX graphs (in onnxruntime) give
+the same logits."""
 
 import sys
 import urllib.error
@@ -36,7 +37,8 @@ def randomize(params):
 
 @pytest.fixture(scope='module')
 def nets(tmp_path_factory):
-    """{kind: its file or run folder}, and {'net18', 'net50': torchvision's module with those values}."""
+    """{kind: its file or run folder}, and {'net18', 'net50': torchvision's module with those
+    values}."""
     folder = tmp_path_factory.mktemp('nets')
     torch.manual_seed(0)
     found = {'wrn': make_run(folder / 'wrn')}
@@ -74,7 +76,7 @@ def assert_same(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
 
 
-# ---------------------------------------------------------------- our files and torchvision's
+# ------------------------ our files and torchvision's
 
 
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
@@ -134,7 +136,7 @@ def test_tensors_that_share_memory_are_written_each_by_itself(nets, tmp_path):
     assert torch.equal(back['layer1.0.bn2.bias'], state['layer1.0.bn1.bias'])
 
 
-# ---------------------------------------------------------------- ONNX
+# ------------------------ ONNX
 
 
 def session(file):
@@ -197,7 +199,7 @@ def test_onnx_normalizes_as_in_training(nets, kind, tmp_path, onnx):
     assert_same(graph(images.permute(0, 3, 1, 2).contiguous()), expected)
 
 
-# ---------------------------------------------------------------- refusals
+# ------------------------ refusals
 
 
 def test_an_existing_file_is_replaced_only_by_force(nets, tmp_path, capsys):
@@ -244,7 +246,7 @@ def test_a_net_too_large_for_onnx_is_refused():
         convert.export(None, {'conv0': torch.empty(2**29, device='meta')}, 32, None, None)
 
 
-# ---------------------------------------------------------------- torchvision's weights by name
+# ------------------------ torchvision's weights by name
 
 
 def test_without_network_one_line_says_where_the_weights_are(tmp_path, capsys, monkeypatch):

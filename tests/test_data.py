@@ -1,4 +1,5 @@
-"""data.py against torchvision's own transforms and files, PIL's decoders, and statistics of chance."""
+"""data.py against torchvision's own transforms and files, PIL's decoders, and statistics of
+chance."""
 
 import hashlib
 import io
@@ -25,7 +26,7 @@ def random_images(n=3, h=32, w=32, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, h, w, 3), np.uint8))
 
 
-# ---------------------------------------------------------------- augmentation
+# ------------------------ augmentation
 
 
 @pytest.mark.parametrize('h, w, pad', [(32, 32, 4), (7, 12, 3), (9, 5, 4), (5, 5, 0)])
@@ -125,7 +126,7 @@ def test_normalisation_is_the_published_one():
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-# ---------------------------------------------------------------- images held out
+# ------------------------ images held out
 
 
 def labelled(counts):
@@ -192,7 +193,7 @@ def test_each_class_stays_on_both_sides_or_the_number_is_refused(counts, n):
             assert torch.bincount(part.labels, minlength=2).min() > 0
 
 
-# ---------------------------------------------------------------- folders
+# ------------------------ folders
 
 
 def picture(h=24, w=32, seed=0):
@@ -459,11 +460,12 @@ def test_a_dataroot_that_is_no_folder_is_named(root, tmp_path):
         data.open_sets('folder', tmp_path / root)
 
 
-# ---------------------------------------------------------------- torchvision's CIFAR
+# ------------------------ torchvision's CIFAR
 
 
 def cifar_files(name, rng):
-    """{path in the archive: pickled bytes} in CIFAR's own form (rows of 3072 bytes, planes R, G, B), a few images large."""
+    """{path in the archive: pickled bytes} in CIFAR's own form (rows of 3072 bytes, planes R, G,
+    B), a few images large."""
 
     def batch(n, labels):
         rows = rng.integers(0, 256, (n, 3072), np.uint8)
@@ -484,7 +486,8 @@ def cifar_files(name, rng):
 
 @pytest.fixture(params=['CIFAR10', 'CIFAR100'])
 def tiny_cifar(request, tmp_path, monkeypatch):
-    """(name, folder with a tiny archive, {file: rows}, classes); torchvision's checksums are those of the tiny files."""
+    """(name, folder with a tiny archive, {file: rows}, classes); torchvision's checksums are those
+    of the tiny files."""
     name = request.param
     files, rows, classes = cifar_files(name, np.random.default_rng(0))
     cls = getattr(torchvision.datasets, name)
@@ -561,7 +564,7 @@ def test_without_data_and_network_nothing_is_written(tiny_cifar, tmp_path):
     assert not (tmp_path / 'nowhere').exists()
 
 
-# ---------------------------------------------------------------- shapes
+# ------------------------ shapes
 
 
 def test_shapes_are_drawn_from_a_fixed_seed():
@@ -582,7 +585,7 @@ def test_shapes_need_no_files_and_share_no_image():
     )
 
 
-# ---------------------------------------------------------------- photographs
+# ------------------------ photographs
 
 
 def photograph(height, width, seed=0):
@@ -646,7 +649,8 @@ def test_draws_are_uniform_and_a_function_of_seed_epoch_and_sample():
 
 @pytest.mark.parametrize('size', [(500, 375), (90, 300), (1500, 1100), (224, 224)])
 def test_views_are_those_of_pil(size, tmp_path):
-    """The same crop and flip of the same file by PIL: a fraction of a grey level apart, also where it was decoded at a half."""
+    """The same crop and flip of the same file by PIL: a fraction of a grey level apart, also where
+    it was decoded at a half."""
     file = tmp_path / 'a.jpg'
     file.write_bytes(jpeg_of(photograph(*size)))
     whole = Image.open(file).convert('RGB')
@@ -668,7 +672,8 @@ def test_views_are_those_of_pil(size, tmp_path):
 
 @pytest.mark.parametrize('size', [(500, 375), (90, 300), (1500, 1100), (256, 256)])
 def test_plain_crops_are_those_of_torchvision(size, tmp_path):
-    """Resize(256), crop and flip of the same file by PIL, also where it was decoded at a half or a quarter."""
+    """Resize(256), crop and flip of the same file by PIL, also where it was decoded at a half or a
+    quarter."""
     file = tmp_path / 'a.jpg'
     file.write_bytes(jpeg_of(photograph(*size)))
     resized = TF.resize(Image.open(file).convert('RGB'), 256)
@@ -685,7 +690,8 @@ def test_plain_crops_are_those_of_torchvision(size, tmp_path):
 
 
 def test_plain_crops_lie_anywhere_and_are_a_function_of_seed_epoch_and_sample(tmp_path):
-    """On an image that tells where each pixel is from: no resizing, as its shorter side is 64 = 56 * 256 / 224."""
+    """On an image that tells where each pixel is from: no resizing, as its shorter side is 64 = 56
+    * 256 / 224."""
     y, x = np.mgrid[:64, :80].astype(np.uint8)
     file = tmp_path / 'a.png'
     cv2.imwrite(str(file), np.dstack([0 * x, x, y]))
@@ -695,7 +701,8 @@ def test_plain_crops_lie_anywhere_and_are_a_function_of_seed_epoch_and_sample(tm
     for view, top, left, flip in zip(views, tops, lefts, flips):
         cut = np.dstack([y, x, 0 * x])[top : top + 56, left : left + 56]
         assert np.array_equal(view, cut[:, ::-1] if flip else cut)
-    # Each of 9 x 25 places and both directions equally often: chi-square, its mean plus 5 standard deviations.
+    # Each of 9 x 25 places and both directions equally often: chi-square, its mean plus 5 standard
+    # deviations.
     for drawn, n in (tops, 9), (lefts, 25), (flips.astype(int), 2):
         counts = np.bincount(drawn, minlength=n)
         chi = ((counts - 3000 / n) ** 2).sum() * n / 3000

@@ -1,4 +1,5 @@
-"""imagenet.py as its users meet it, on a tiny tree of photographs: training, fine-tuning, kills inside epochs, several processes."""
+"""imagenet.py as its users meet it, on a tiny tree of photographs: training, fine-tuning, kills
+inside epochs, several processes."""
 
 import contextlib
 import json
@@ -98,7 +99,7 @@ def log_of(folder, drop=('save',)):
     return [{k: v for k, v in r.items() if 'time' not in k and k not in drop} for r in records]
 
 
-# ---------------------------------------------------------------- training
+# ------------------------ training
 
 
 def test_a_student_learns_from_a_release_and_keeps_it_out_of_its_weights(home, monkeypatch, capsys):
@@ -270,7 +271,7 @@ def test_a_student_may_start_from_weights(home, monkeypatch, capsys):
     assert '--finetune' in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- evaluation
+# ------------------------ evaluation
 
 
 def reference_accuracy(net, home):
@@ -332,7 +333,7 @@ def test_a_teacher_far_from_what_is_known_of_it_is_noticed(home, monkeypatch, ca
     assert not capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- kills, several processes
+# ------------------------ kills, several processes
 
 
 AT = [
@@ -408,7 +409,8 @@ def test_sigusr1_writes_a_checkpoint_and_goes_on(home):
 
 
 def test_two_processes_are_one_with_the_same_batch(home):
-    """Fixed batch norm: every image is computed alike, however they are split. 42 images in batches of 12: the last has 6."""
+    """Fixed batch norm: every image is computed alike, however they are split. 42 images in batches
+    of 12: the last has 6."""
     _, source = torchvision_net(18, num_classes=9)
     torch.save(utils.to_torchvision(source), home / 'start.pth')
     options = [
@@ -485,7 +487,7 @@ def test_a_mistake_is_told_by_one_process(home):
         assert 'imagenet.py", line' not in done.stderr and not (home / 'logs/mistaken').exists()
 
 
-# ---------------------------------------------------------------- mistakes
+# ------------------------ mistakes
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The tools that make folders of photographs out of published sets, on small trees in the published formats, against PIL."""
+"""The tools that make folders of photographs out of published sets, on small trees in the published
+formats, against PIL."""
 
 import fcntl
 import io
@@ -28,7 +29,8 @@ BIRDS = ['001.Black_footed_Albatross', '002.Laysan_Albatross']
 
 
 def photograph(file, seed=0, size=(80, 100), mode='RGB', **options):
-    """A smooth picture of that (height, width) in a file; PNG keeps its pixels, whatever the file is called."""
+    """A smooth picture of that (height, width) in a file; PNG keeps its pixels, whatever the file
+    is called."""
     file.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     image = Image.fromarray(coarse).resize(size[::-1], Image.BICUBIC).convert(mode)
@@ -37,7 +39,8 @@ def photograph(file, seed=0, size=(80, 100), mode='RGB', **options):
 
 
 def make_cub(root, n=2, **boxes):
-    """A tree with two classes of n photographs to train on and n to test on; boxes: {'id3': 'X Y WIDTH HEIGHT'}, else 5 4 60 50."""
+    """A tree with two classes of n photographs to train on and n to test on; boxes: {'id3': 'X Y
+    WIDTH HEIGHT'}, else 5 4 60 50."""
     root.mkdir(parents=True)
     lists = {
         name: [] for name in ('images', 'bounding_boxes', 'train_test_split', 'image_class_labels')
@@ -59,7 +62,8 @@ def make_cub(root, n=2, **boxes):
 
 
 def make_scenes(root, n=2, end='\n'):
-    """A tree of two classes as published: n photographs of each to train on and n to test on, with spaces in some names."""
+    """A tree of two classes as published: n photographs of each to train on and n to test on, with
+    spaces in some names."""
     lists = {'TrainImages.txt': [], 'TestImages.txt': []}
     for c, room in enumerate(['airport_inside', 'living room']):
         for j in range(2 * n):
@@ -91,7 +95,8 @@ def run(tool, *argv):
 
 
 def refused(capsys, where, tool, *argv, lines=1):
-    """What a tool says as it refuses, in that many lines, with status 2 and with nothing written below `where`."""
+    """What a tool says as it refuses, in that many lines, with status 2 and with nothing written
+    below `where`."""
     before = tree(where)
     capsys.readouterr()
     assert run(tool, *argv) == 2
@@ -109,7 +114,7 @@ def edit(file, old, new):
     file.write_text(text.replace(old, new))
 
 
-# ---------------------------------------------------------------- prepare_cub.py
+# ------------------------ prepare_cub.py
 
 
 def pil_crop(file, x, y, width, height):
@@ -273,7 +278,7 @@ def test_a_broken_bird_is_named_before_anything_is_written(tmp_path, capsys, con
     assert f'{last}: broken, or not an image' in said
 
 
-# ---------------------------------------------------------------- prepare_scenes.py
+# ------------------------ prepare_scenes.py
 
 
 @pytest.mark.parametrize('end', ['\n', '\r\n', '\r\n\r\n'])
@@ -375,7 +380,7 @@ def test_a_scene_named_twice_in_one_list_is_copied_once(tmp_path):
     assert len(names(out)) == 8
 
 
-# ---------------------------------------------------------------- interruptions
+# ------------------------ interruptions
 
 
 @pytest.mark.parametrize('tool, make', [(prepare_cub, make_cub), (prepare_scenes, make_scenes)])

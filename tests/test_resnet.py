@@ -1,5 +1,6 @@
-"""resnet.py against independent nets: of the CIFAR nets a torch.nn.Module written from the paper's description, of the ImageNet nets
-torchvision's models, weight for weight, and their batch norms folded by hand."""
+"""resnet.py against independent nets: of the CIFAR nets a torch.nn.Module written from the paper's
+description, of the ImageNet nets torchvision's models, weight for weight, and their batch norms
+folded by hand."""
 
 import math
 
@@ -15,7 +16,7 @@ import resnet
 import utils
 from utils import UserError
 
-# ---------------------------------------------------------------- the independent net
+# ------------------------ the independent net
 
 
 class Block(nn.Module):
@@ -103,7 +104,7 @@ NETS = [
 ]
 
 
-# ---------------------------------------------------------------- the same function
+# ------------------------ the same function
 
 
 @pytest.mark.parametrize('prefix', ['', 'student.'])
@@ -206,7 +207,7 @@ def test_two_nets_in_one_dict_do_not_touch_each_other():
     assert changed == {k for k in statistics if k.startswith('student.')}
 
 
-# ---------------------------------------------------------------- parameters
+# ------------------------ parameters
 
 
 @pytest.mark.parametrize(
@@ -313,7 +314,7 @@ def test_depth_that_is_no_number_is_refused(depth):
         resnet.wrn(depth, 1, 10)
 
 
-# ---------------------------------------------------------------- dtypes
+# ------------------------ dtypes
 
 
 def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
@@ -345,7 +346,8 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
 
 
 def test_bfloat16_statistics_average_in_float32():
-    # 0.9 of a bfloat16 number is rounded every step; a float32 statistic follows thousands of small steps.
+    # 0.9 of a bfloat16 number is rounded every step; a float32 statistic follows thousands of small
+    # steps.
     f, params = resnet.wrn(10, 1, 2)
     x = torch.randn(2, 3, 8, 8).bfloat16()
     for _ in range(3):
@@ -372,7 +374,7 @@ def test_memory_layout_does_not_change_the_function():
         torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-5)
 
 
-# ---------------------------------------------------------------- topology from names
+# ------------------------ topology from names
 
 
 @pytest.mark.parametrize(
@@ -415,7 +417,7 @@ def test_a_tensor_without_dimensions_is_no_crash(name):
         resnet.net_shape(params | {name: torch.tensor(1.0)})
 
 
-# ---------------------------------------------------------------- ImageNet: ResNet
+# ------------------------ ImageNet: ResNet
 
 
 MODELS = {18: 'resnet18', 34: 'resnet34', 50: 'resnet50', 101: 'resnet101'}
@@ -513,7 +515,7 @@ def test_a_resnet_is_read_from_its_names(depth, width):
     assert torch.equal(resnet.from_params(params)(x, params, False)[0], f(x, params, False)[0])
 
 
-# ---------------------------------------------------------------- the releases
+# ------------------------ the releases
 
 
 def fold(params):
@@ -632,7 +634,7 @@ def test_affine_is_the_description_of_resnet_18_at(prefix):
     assert torch.equal(resnet.from_params(weighted)(x, weighted, False)[0], logits)
 
 
-# ---------------------------------------------------------------- files
+# ------------------------ files
 
 
 def test_torchvisions_names_and_back_are_the_identity():

@@ -91,7 +91,7 @@ def refused(main, argv, capsys):
     return error
 
 
-# ---------------------------------------------------------------- plot.py
+# ------------------------ plot.py
 
 
 def test_plot_shows_the_runs_and_tells_where_they_ended(tmp_path, capsys):
@@ -256,7 +256,7 @@ def test_paper_figure_refuses_in_one_line(tmp_path, capsys):
     assert not (tmp_path / 'x.png').exists()
 
 
-# ---------------------------------------------------------------- attention.py
+# ------------------------ attention.py
 
 
 @pytest.fixture(scope='module')
@@ -417,7 +417,7 @@ def test_attention_refuses_in_one_line(nets, tmp_path, capsys):
     assert not (tmp_path / 'x.png').exists()
 
 
-# ---------------------------------------------------------------- kill.py
+# ------------------------ kill.py
 
 
 def test_imagenet_killed_at_random_goes_on_to_the_same_bits(tmp_path):
@@ -472,7 +472,7 @@ def test_kill_refuses_in_one_line(tmp_path, capsys):
     assert '--kills' in refused(kill.main, ['--kills', '0'], capsys)
 
 
-# ---------------------------------------------------------------- quickstart.sh
+# ------------------------ quickstart.sh
 
 
 def quickstart(cwd, *arguments, **environment):
@@ -572,7 +572,7 @@ def test_quickstart_refuses_in_one_line(tmp_path):
         assert wrong.stderr.count('\n') == 1
 
 
-# ---------------------------------------------------------------- README
+# ------------------------ README
 
 
 def test_the_loop_of_readme_trains_any_module():

@@ -43,7 +43,8 @@ def environment(**given):
 
 
 def start(script, **given):
-    """The script, begun, with what it prints in a pipe; of the caller's environment only what does not concern it."""
+    """The script, begun, with what it prints in a pipe; of the caller's environment only what does
+    not concern it."""
     words = ['bash', str(ROOT / 'scripts' / f'{script}.sh')]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     return subprocess.Popen(words, env=environment(**given), **pipes)
@@ -79,7 +80,7 @@ def options(script, **given):
     return runs
 
 
-# ---------------------------------------------------------------- the lines of the scripts
+# ------------------------ the lines of the scripts
 
 
 @pytest.mark.parametrize('script', CIFAR + PHOTOGRAPHS)
@@ -343,12 +344,13 @@ def test_mistakes_are_told_in_one_line(script, given, named, tmp_path):
     assert err.startswith(f'{script}.sh: error: ') and not list(tmp_path.iterdir())
 
 
-# ---------------------------------------------------------------- every line, run
+# ------------------------ every line, run
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """train(script, ...): runs what the script would, line by line, in this process, on a few drawn images; returns LOGS."""
+    """train(script, ...): runs what the script would, line by line, in this process, on a few drawn
+    images; returns LOGS."""
     logs = tmp_path_factory.mktemp('tables')
     toy = '--dataset shapes --depth 10 --width 1 --batch_size 100 --nthread 1 --lr 0.01'
 
@@ -444,7 +446,7 @@ def test_a_script_that_is_killed_goes_on_and_leaves_alone_what_is_done(tmp_path)
     assert xml.etree.ElementTree.parse(logs / 'beta.svg').getroot().tag.endswith('svg')
 
 
-# ---------------------------------------------------------------- the order of runs, with a program that does nothing
+# ------------------------ the order of runs, with a program that does nothing
 
 FAKE_PYTHON = """#!/bin/bash
 # Stands for python: a run takes a moment, and writes a log and empty weights. Each says in CALLS when it begins and ends.
@@ -473,7 +475,8 @@ echo "end $name" >> "$CALLS"
 
 @pytest.fixture
 def fake(tmp_path):
-    """(the environment of a script whose Python does nothing, calls(): what that was called for)."""
+    """(the environment of a script whose Python does nothing, calls(): what that was called
+    for)."""
     (tmp_path / 'venv' / 'bin').mkdir(parents=True)
     python = tmp_path / 'venv' / 'bin' / 'python'
     python.write_text(FAKE_PYTHON)
@@ -585,7 +588,7 @@ def test_a_script_that_is_stopped_stops_its_runs(fake, signum, status):
     assert sorted(calls()[2:]) == ['stopped wrn_16_1_seed0', 'stopped wrn_16_2_seed0']
 
 
-# ---------------------------------------------------------------- summarize.py
+# ------------------------ summarize.py
 
 
 def write_run(logs, name, errors, epochs=None, **more):
@@ -764,7 +767,8 @@ def test_convergence_means_are_of_the_papers_schedule_alone(tmp_path, capsys):
     assert [paper for paper, _ in students] == papers
     assert [row[4] for row in rows if row[0] == 'AT'] == ['—'] * 4 + ['75.00']
     assert "another schedule than the paper's" in text
-    # The published code wrote the drops as text; and a log that lacks an epoch of a stretch has no mean of it.
+    # The published code wrote the drops as text; and a log that lacks an epoch of a stretch has no
+    # mean of it.
     write_run(tmp_path / 'p', 'wrn_16_1_seed0', errors, epoch_step='[60,120,160]')
     log = tmp_path / 'p' / 'wrn_16_1_seed0' / 'log.txt'
     log.write_text(''.join(log.read_text().splitlines(keepends=True)[52:]))

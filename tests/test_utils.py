@@ -1,4 +1,5 @@
-"""utils.py: losses against their formulas in float64, weights files written by other programs, files that lie."""
+"""utils.py: losses against their formulas in float64, weights files written by other programs,
+files that lie."""
 
 import argparse
 import json
@@ -24,7 +25,7 @@ import resnet
 import utils
 from utils import UserError
 
-# ---------------------------------------------------------------- the formulas, in float64 numpy
+# ------------------------ the formulas, in float64 numpy
 
 
 def map_of(x, p):
@@ -62,7 +63,7 @@ def randn(*size, seed=0, dtype=torch.float32):
     ).to(dtype)
 
 
-# ---------------------------------------------------------------- attention
+# ------------------------ attention
 
 
 @pytest.mark.parametrize('p', [1, 2, 3, 4])
@@ -259,7 +260,7 @@ def test_maps_of_the_largest_channel_are_their_formula(b, p):
     assert torch.autograd.gradgradcheck(lambda x, y: utils.at_loss(x, y, p, 'max'), (x, y))
 
 
-# ---------------------------------------------------------------- full activations
+# ------------------------ full activations
 
 
 @pytest.mark.parametrize('b', [(2, 3, 4, 6), (2, 5, 4, 6), (2, 5, 2, 3), (2, 3, 8, 3)])
@@ -294,13 +295,14 @@ def test_factt_loss_sees_what_maps_do_not():
 
 @pytest.mark.parametrize('loss', [utils.at_loss, utils.factt_loss])
 def test_losses_leave_channels_last_activations_where_they_are(loss):
-    """Else their gradient, and with it that of the whole net, is copied to another memory layout in every step."""
+    """Else their gradient, and with it that of the whole net, is copied to another memory layout in
+    every step."""
     x, y = (randn(3, 4, 5, 6, seed=s).contiguous(memory_format=torch.channels_last) for s in (1, 2))
     (grad,) = torch.autograd.grad(loss(x.requires_grad_(), y), x)
     assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
-# ---------------------------------------------------------------- gradients of the input
+# ------------------------ gradients of the input
 
 
 def small_net(seed=0):
@@ -355,7 +357,8 @@ GRADIENT_LOSSES = {
 
 @pytest.mark.parametrize('method', GRADIENT_LOSSES)
 def test_losses_of_the_input_gradient_and_their_derivatives(method):
-    """The value from its formula, with J by finite differences; the derivative by a weight, a second one, by finite differences too."""
+    """The value from its formula, with J by finite differences; the derivative by a weight, a
+    second one, by finite differences too."""
     (f, params), (f_t, _) = small_net(), small_net(seed=7)
     x, targets = randn(2, 3, 4, 4, seed=4, dtype=torch.float64), torch.tensor([1, 3])
 
@@ -399,7 +402,7 @@ def test_losses_of_the_input_gradient_pass_gradcheck():
     assert utils.symmetry_loss(J, J.flip(3)) == 0 < utils.symmetry_loss(J, J)
 
 
-# ---------------------------------------------------------------- weights of the losses
+# ------------------------ weights of the losses
 
 
 def test_beta_goes_to_zero_by_the_last_epoch():
@@ -416,7 +419,7 @@ def test_beta_goes_to_zero_by_the_last_epoch():
     assert betas('linear', epochs=1) == betas('cosine', epochs=1) == [8]
 
 
-# ---------------------------------------------------------------- distillation
+# ------------------------ distillation
 
 
 @pytest.mark.parametrize('T', [1, 4.0, 20])
@@ -467,7 +470,7 @@ def test_distillation_of_bfloat16_scores_is_computed_in_float32():
     assert loss.dtype == torch.float32 and math.isclose(loss, expected, rel_tol=1e-5)
 
 
-# ---------------------------------------------------------------- several devices
+# ------------------------ several devices
 
 
 def test_losses_of_devices_become_their_mean_weighted_by_samples():
@@ -512,7 +515,8 @@ def test_one_device_is_a_plain_call():
 
 
 class Copies(torch.autograd.Function):
-    """Broadcast of torch.nn.parallel, on a machine that has the CPU alone: copies[i * n + k] of tensor k for device i."""
+    """Broadcast of torch.nn.parallel, on a machine that has the CPU alone: copies[i * n + k] of
+    tensor k for device i."""
 
     @staticmethod
     def forward(ctx, devices, *tensors):
@@ -595,7 +599,7 @@ def test_the_warning_of_bfloat16_goes_by_what_the_processor_has(monkeypatch, cap
     assert capsys.readouterr().err.count('\n') == (not supported)
 
 
-# ---------------------------------------------------------------- parameters
+# ------------------------ parameters
 
 
 def test_cast_keeps_names_and_nesting():
@@ -662,7 +666,8 @@ def test_batch_norm_is_torchs(dtype, tolerance):
 
 
 def test_compiled_batch_norm_keeps_its_statistics_wide():
-    """Against float64: with mean and 1/std in bfloat16 the weight's gradient would be some 1 % off."""
+    """Against float64: with mean and 1/std in bfloat16 the weight's gradient would be some 1 %
+    off."""
     params = {f'bn.{k}': v for k, v in utils.bnparams(8).items()}
     params['bn.weight'] += 0.5
     x = (3 + randn(16, 8, 8, 8) * torch.arange(1, 9)[:, None, None] / 8).bfloat16()
@@ -780,7 +785,7 @@ def test_multiply_adds_are_those_of_convolutions_and_the_linear_layer():
     assert utils.multiply_adds(f, params, (32, 32), 'cpu') == by_hand
 
 
-# ---------------------------------------------------------------- weights files: .hkl
+# ------------------------ weights files: .hkl
 
 
 def arrays():
@@ -859,7 +864,8 @@ def write_hickle_5(path, values, kinds=None):
 
 
 class Payload:
-    """A pickle that touches a file when it is loaded. `last` is put where the layouts keep pickled types."""
+    """A pickle that touches a file when it is loaded. `last` is put where the layouts keep pickled
+    types."""
 
     last = None
 
@@ -953,7 +959,8 @@ def dataset_path(write, key):
 
 
 def traps(folder):
-    """{name: make(parent group, leaf)} of datasets and links that lead out of the file, or to no numbers."""
+    """{name: make(parent group, leaf)} of datasets and links that lead out of the file, or to no
+    numbers."""
     secret = folder / 'secret.bin'
     secret.write_bytes(np.arange(4, dtype='f4').tobytes())
     with h5py.File(folder / 'other.h5', 'w') as h:
@@ -1044,7 +1051,8 @@ def test_an_entry_of_a_dict_in_a_dict_is_refused(write, tmp_path):
 
 
 def test_a_version_string_that_hdf5_would_hang_on_is_not_read(tmp_path):
-    # A string of variable length lies in a heap of the file; HDF5 can loop for ever where the heap is damaged.
+    # A string of variable length lies in a heap of the file; HDF5 can loop for ever where the heap
+    # is damaged.
     write_hickle_5(tmp_path / 'm.hkl', arrays())
     with h5py.File(tmp_path / 'm.hkl', 'a') as h:
         h.attrs['HICKLE_VERSION'] = 'nonsense'
@@ -1100,7 +1108,7 @@ def test_parameters_saved_twice_are_the_same_bytes(tmp_path):
     assert (tmp_path / 'a.hkl').read_bytes() == (tmp_path / 'b.hkl').read_bytes()
 
 
-# ---------------------------------------------------------------- weights files: .pth, .pt7, .safetensors
+# ------------------------ weights files: .pth, .pt7, .safetensors
 
 
 def tensors():
@@ -1292,7 +1300,7 @@ def test_a_damaged_weights_file_is_refused_or_read_never_a_crash(kind, data, tmp
         assert params and all(isinstance(k, str) and torch.is_tensor(v) for k, v in params.items())
 
 
-# ---------------------------------------------------------------- run folder
+# ------------------------ run folder
 
 
 @pytest.mark.parametrize(
@@ -1610,7 +1618,7 @@ def test_mistakes_are_one_line_and_exit_status_2(capsys):
     assert utils.call_main(lambda argv: None) == 0
 
 
-# ---------------------------------------------------------------- options
+# ------------------------ options
 
 
 @pytest.mark.parametrize(
