@@ -46,9 +46,9 @@ PUBLISHED_EPOCHS, PUBLISHED_STEPS = 200, [60, 120, 160]
 METHODS = {
     'at': 'attention maps',
     'factt': 'full activations',
-    'grad': 'gradients of the input',
-    'sym': 'their symmetry, without teacher',
-    'minl2': 'their norm, without teacher',
+    'grad': 'gradients by the input',
+    'sym': 'symmetry of that gradient, no teacher',
+    'minl2': 'square of that gradient, no teacher',
 }
 WITHOUT_TEACHER = ('sym', 'minl2')
 BY_GRADIENT = ('grad', *WITHOUT_TEACHER)
@@ -113,13 +113,12 @@ def check_transfer(opt):
         raise UserError(f'--beta_decay {opt.beta_decay}: there is no --beta to decay')
     if opt.beta_decay == 'step' and not any(step <= opt.epochs for step in opt.epoch_step):
         raise UserError('--beta_decay step: --epoch_step has no epoch of this run')
-    maps = {'at_map', 'at_p'} if opt.method != 'at' else set()
-    groups = {'at_groups'} if opt.method in BY_GRADIENT else set()
-    for name in sorted(maps | groups):
-        if getattr(opt, name) != parser.get_default(name):
-            raise UserError(f'--{name}: has no effect with --method {opt.method}')
     for name in 'at_map', 'at_p', 'at_groups':
-        if getattr(opt, name) != parser.get_default(name) and not opt.teacher_id:
+        if getattr(opt, name) == parser.get_default(name):
+            continue
+        if opt.method in BY_GRADIENT or (opt.method == 'factt' and name != 'at_groups'):
+            raise UserError(f'--{name}: has no effect with --method {opt.method}')
+        if not opt.teacher_id:
             raise UserError(f'--{name}: has no effect without a teacher, --teacher_id')
 
 
@@ -140,7 +139,7 @@ def net_name(opt):
     return f'nin-{opt.width:g}' if opt.net == 'nin' else f'wrn-{opt.depth}-{opt.width:g}'
 
 
-# ------------------------ teacher
+# ------------------------ nets and data
 
 
 def load_teacher(opt):
@@ -165,37 +164,91 @@ def load_teacher(opt):
     return f, params, records
 
 
-def test_teacher(f, params, records, test_set, opt):
-    """The teacher's accuracy on the test set in per cent, None where its classes are others. Warns
-    where its own log says otherwise: a broken teacher teaches nothing, and shows nowhere else."""
-    if not utils.same_classes(params, records, test_set.classes):
-        print(f'teacher {opt.teacher_id}: has other classes, so that its accuracy is not tested')
-        return None
-    acc = test(f, params, test_set)[1]
-    print(f'teacher {opt.teacher_id}: test accuracy {acc:.2f} %')
-    logged = records[-1].get('test_acc') if records else None
-    comparable = isinstance(logged, (int, float)) and records[0].get('validate', 0) == opt.validate
-    if comparable and not acc - 0.1 <= logged <= acc + 0.1:
-        print(
-            f'warning: teacher {opt.teacher_id} has test accuracy {acc:.2f} %, but its own log says {str(logged)[:6]} % '
-            f'on {records[-1].get("dataset", "its data")}: are these its weights, and is this its data?',
-            file=sys.stderr,
+def new_student(opt, num_classes, f_teacher, params_t):
+    """(f, params, adapters) with the initial values of --seed."""
+    # With the same seed, a student of its teacher's shape would draw the teacher's initial values.
+    twin = bool(params_t) and resnet.same_shape(params_t, opt.depth, opt.width)
+    teacher = twin and utils.checksum(params_t.values())
+    torch.manual_seed(data.seed_of(opt.seed, 'initial values', opt.depth, opt.width, teacher))
+    bn, pool_relu = not opt.no_bn, not opt.no_pool_relu
+    f, params = resnet.new_net(opt.net, opt.depth, opt.width, num_classes, bn, pool_relu)
+    return f, params, make_adapters(params, params_t, f, f_teacher, opt)
+
+
+def make_adapters(params_s, params_t, f_student, f_teacher, opt):
+    """The 1x1 convolutions of --method factt, from the student's channels to the teacher's where
+    these differ: {'group0': [C', C, 1, 1]}."""
+    if opt.method != 'factt':
+        return {}
+    x = torch.zeros(1, 3, 32, 32)
+    groups = [f(x, p, False)[1] for f, p in ((f_student, params_s), (f_teacher, params_t))]
+    pairs = {i: (groups[0][i].shape[1], groups[1][i].shape[1]) for i in sorted(opt.at_groups)}
+    return {
+        f'group{i}': utils.conv_params(ni, no).requires_grad_()
+        for i, (ni, no) in pairs.items()
+        if ni != no
+    }
+
+
+def load_sets(load, opt):
+    """(training set, test set); with --validate both are parts of the training images."""
+    train_set, test_set = load()
+    return data.hold_out(train_set, opt.validate) if opt.validate else (train_set, test_set)
+
+
+def prepare(opt, device, checkpoint):
+    """(f_student, f_teacher, params, train_set, test_set, facts), all on the device.
+
+    `params` holds both nets and the adapters, named student.*, teacher.* and adapter.*; the values
+    of student and adapters are the initial ones, or the checkpoint's. `facts` is what a resumed run
+    must find unchanged."""
+    f_teacher, params_t, records = load_teacher(opt) if opt.teacher_id else (None, {}, [])
+    classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
+    if opt.alpha or opt.method == 'grad':
+        option = '--alpha' if opt.alpha else '--method grad'
+        source = f'--teacher_id {opt.teacher_id} with {option}'
+        utils.check_classes(source, params_t, records, classes)
+    f_student, params_s, adapters = new_student(opt, len(classes), f_teacher, params_t)
+    if checkpoint:
+        source = f'--resume {opt.resume}'
+        params_s = utils.check_params(checkpoint['params'], params_s, source)
+        adapters = utils.check_params(checkpoint['adapters'], adapters, source)
+        for own in params_s, adapters:
+            utils.set_requires_grad_except_bn_(own)
+
+    train_set, test_set = load_sets(load, opt)
+    H, W = train_set.images.shape[1:3]
+    if opt.randomcrop_pad >= min(H, W):
+        raise UserError(
+            f'--randomcrop_pad {opt.randomcrop_pad}: must be smaller than the images, {W}x{H} here'
         )
-    return acc
+    sets = [train_set.images, train_set.labels, test_set.images, test_set.labels]
+    facts = {'data': utils.checksum(sets), 'teacher': utils.checksum(params_t.values())}
+    if checkpoint:
+        utils.check_facts(facts, checkpoint)
+
+    train_set, test_set = (utils.to_device(s, device) for s in (train_set, test_set))
+    nets = {'student': params_s, 'teacher': params_t, 'adapter': adapters}
+    nets = {name: utils.to_device(p, device) for name, p in nets.items()}
+    facts['teacher_test_acc'] = None
+    if checkpoint:
+        facts['teacher_test_acc'] = checkpoint['facts'].get('teacher_test_acc')
+    elif f_teacher:
+        facts['teacher_test_acc'] = test_teacher(f_teacher, nets['teacher'], records, test_set, opt)
+    return f_student, f_teacher, utils.flatten(nets), train_set, test_set, facts
 
 
-# ------------------------ loss and training
+# ------------------------ loss
 
 
 def make_loss(f_student, f_teacher, opt, device_ids):
     """loss(images, index, draws, targets, params, beta) -> (loss, float32 [terms]), the terms as
     term_names lists them; beta, a 0-dim tensor, is that of the epoch."""
-    dtype = {'float': torch.float32, 'bfloat16': torch.bfloat16}[opt.dtype]
     transfer = by_gradient if opt.method in BY_GRADIENT else by_activations
 
     def f(inputs, params, training):
         x, targets = inputs
-        x = data.normalize(x).to(dtype)
+        x = utils.cast(data.normalize(x), opt.dtype)
 
         def student(x):
             return f_student(x, params, training, 'student.')
@@ -249,27 +302,15 @@ def by_gradient(student, teacher, x, targets, params, opt):
     return y_s, y_t, [utils.symmetry_loss(J_s, J_flipped)]
 
 
-def make_adapters(params_s, params_t, f_student, f_teacher, opt):
-    """The 1x1 convolutions of --method factt, from the student's channels to the teacher's where
-    these differ: {'group0': [C', C, 1, 1]}."""
-    if opt.method != 'factt':
-        return {}
-    x = torch.zeros(1, 3, 32, 32)
-    groups = [f(x, p, False)[1] for f, p in ((f_student, params_s), (f_teacher, params_t))]
-    pairs = {i: (groups[0][i].shape[1], groups[1][i].shape[1]) for i in sorted(opt.at_groups)}
-    return {
-        f'group{i}': utils.conv_params(ni, no).requires_grad_()
-        for i, (ni, no) in pairs.items()
-        if ni != no
-    }
-
-
 def term_names(opt):
     if opt.method in BY_GRADIENT:
         losses = [f'--method {opt.method}']
     else:
         losses = [f'at_loss of group {i}' for i in opt.at_groups] if opt.teacher_id else []
     return ['loss', 'distillation', *losses, 'accuracy']
+
+
+# ------------------------ training and testing
 
 
 def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
@@ -283,7 +324,7 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
     order = data.epoch_order(n, opt.seed, epoch)
     draws = data.crop_and_flip(n, opt.seed, epoch, opt.randomcrop_pad)[order]
     batches, draws = (v.to(images.device).split(opt.batch_size) for v in (order, draws))
-    beta = torch.tensor(utils.beta_in(epoch, opt), device=images.device)
+    beta = torch.tensor(utils.epoch_beta(epoch, opt), device=images.device)
     rows, looked = [], 0
     bar = tqdm(
         total=n,
@@ -329,130 +370,34 @@ def test(f, params, test_set, base=''):
     return total_loss / len(labels), 100 * int(correct) / len(labels)
 
 
-# ------------------------ main
-
-
-def main(argv=None):
-    opt, given = parser.parse(argv)
-    if opt.evaluate:
-        return evaluate(opt, given)
-
-    checkpoint, folder = utils.find_checkpoint(opt, given, parser, lambda opt: complete(opt).save)
-    by_default = opt.teacher_id and opt.alpha is None and opt.beta is None
-    opt = complete(opt)
-    begun_with = checkpoint['options'].get('epochs') if checkpoint else opt.epochs
-    if opt.beta_decay != 'none' and opt.epochs != begun_with:
-        raise UserError(
-            f'--epochs {opt.epochs}: beta decays over the {begun_with} epochs of this run, which cannot change'
-        )
-    device, device_ids = utils.choose_device(opt)
-    utils.keep_freed_memory()
-    here, finished = utils.check_folder(opt, checkpoint, folder)
-    if finished:
-        return
-
-    print(f'run folder: {opt.save}')
-    if by_default:
-        print('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
-    f_student, f_teacher, params, train_set, test_set, facts = prepare(opt, device, checkpoint)
-    loss_of = make_loss(f_student, f_teacher, opt, device_ids)
-    utils.warn_of_slow_dtype(opt.dtype, device)
-    if opt.compile and opt.method in BY_GRADIENT:
+def test_teacher(f, params, records, test_set, opt):
+    """The teacher's accuracy on the test set in per cent, None where its classes are others. Warns
+    where its own log says otherwise: a broken teacher teaches nothing, and shows nowhere else."""
+    if not utils.same_classes(params, records, test_set.classes):
+        print(f'teacher {opt.teacher_id}: has other classes, so that its accuracy is not tested')
+        return None
+    acc = test(f, params, test_set)[1]
+    print(f'teacher {opt.teacher_id}: test accuracy {acc:.2f} %')
+    logged = records[-1].get('test_acc') if records else None
+    comparable = isinstance(logged, (int, float)) and records[0].get('validate', 0) == opt.validate
+    if comparable and not acc - 0.1 <= logged <= acc + 0.1:
         print(
-            f'--compile: --method {opt.method} differentiates twice, which is not compiled; going on without'
+            f'warning: teacher {opt.teacher_id} has test accuracy {acc:.2f} %, but its own log says {str(logged)[:6]} % '
+            f'on {records[-1].get("dataset", "its data")}: are these its weights, and is this its data?',
+            file=sys.stderr,
         )
-    elif opt.compile and utils.compiler_works(device):
-        # Each batch shape by itself, so that a resumed run runs the same graphs.
-        loss_of = torch.compile(loss_of, dynamic=False)
-    optimizer = utils.make_optimizer(
-        trainable(params), opt, checkpoint['epoch'] if checkpoint else 1
-    )
-    if checkpoint:
-        utils.load_optimizer(optimizer, checkpoint)
-    with utils.open_folder(opt.save, checkpoint if here else None):
-        if checkpoint:
-            if not here:
-                utils.save_checkpoint(opt.save, checkpoint)
-            utils.agree(opt.save, checkpoint)
-        how = utils.go_on(opt, here)
-        run = loss_of, f_student, params, optimizer, train_set, test_set
-        train(opt, *run, facts, checkpoint, how)
+    return acc
 
 
-def trainable(params):
-    return [v for v in params.values() if v.requires_grad]
-
-
-def prepare(opt, device, checkpoint):
-    """(f_student, f_teacher, params, train_set, test_set, facts), all on the device: `params` of
-    both nets and of what lies between, with prefixes student., teacher. and adapter., and as facts
-    what a continuation must find unchanged. Initial values are those of the seed, or of the
-    checkpoint."""
-    f_teacher, params_t, records = load_teacher(opt) if opt.teacher_id else (None, {}, [])
-    classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
-    for option in ['--alpha'] * bool(opt.alpha) + ['--method grad'] * (opt.method == 'grad'):
-        utils.check_classes(
-            f'--teacher_id {opt.teacher_id} with {option}', params_t, records, classes
-        )
-    # A student of its teacher's shape would draw that teacher's own initial values from the same
-    # seed.
-    twin = bool(params_t) and resnet.same_shape(params_t, opt.depth, opt.width)
-    torch.manual_seed(
-        data.seed_of(
-            opt.seed, 'initial values', opt.depth, opt.width, twin and utils.crc(params_t.values())
-        )
-    )
-    f_student, params_s = resnet.new_net(
-        opt.net,
-        opt.depth,
-        opt.width,
-        len(classes),
-        not opt.no_bn,
-        not (opt.no_bn or opt.no_pool_relu),
-    )
-    adapters = make_adapters(params_s, params_t, f_student, f_teacher, opt)
-    if checkpoint:
-        source = f'--resume {opt.resume}'
-        params_s = utils.check_params(checkpoint['params'], params_s, source)
-        adapters = utils.check_params(checkpoint['adapters'], adapters, source)
-        for own in params_s, adapters:
-            utils.set_requires_grad_except_bn_(own)
-
-    train_set, test_set = load()
-    if opt.validate:
-        train_set, test_set = data.hold_out(train_set, opt.validate)
-    H, W = train_set.images.shape[1:3]
-    if opt.randomcrop_pad >= min(H, W):
-        raise UserError(
-            f'--randomcrop_pad {opt.randomcrop_pad}: must be smaller than the images, {W}x{H} here'
-        )
-    facts = {
-        'data': utils.crc([train_set.images, train_set.labels, test_set.images, test_set.labels]),
-        'teacher': utils.crc(params_t.values()),
-        'teacher_test_acc': None,
-    }
-    if checkpoint:
-        utils.check_facts(facts, checkpoint)
-
-    train_set, test_set = (utils.to_device(s, device) for s in (train_set, test_set))
-    nets = {'student': params_s, 'teacher': params_t, 'adapter': adapters}
-    nets = {name: utils.to_device(p, device) for name, p in nets.items()}
-    if checkpoint:
-        facts['teacher_test_acc'] = checkpoint['facts'].get('teacher_test_acc')
-    elif f_teacher:
-        facts['teacher_test_acc'] = test_teacher(f_teacher, nets['teacher'], records, test_set, opt)
-    return f_student, f_teacher, utils.flatten(nets), train_set, test_set, facts
-
-
-def train(opt, loss_of, f, params, optimizer, train_set, test_set, facts, checkpoint, how):
-    """The epochs, from the checkpoint's on; after each the run folder is written, and a line. how:
-    what makes the run go on."""
+def train(opt, loss_of, f, params, optimizer, train_set, test_set, facts, checkpoint, advice):
+    """The epochs, from the checkpoint's on; after each the run folder is written, and a line is
+    printed. advice: what makes a stopped run go on."""
     done, log = (checkpoint['epoch'], list(checkpoint['log'])) if checkpoint else (0, [])
     params_s, adapters = (utils.part(params, name) for name in ('student', 'adapter'))
     about = {
         'teacher_test_acc': facts['teacher_test_acc'],
         'initial_lr': opt.lr,
-        'n_parameters': sum(v.numel() for v in trainable(params_s)),
+        'n_parameters': sum(v.numel() for v in utils.trainable(params_s)),
         'num_classes': len(train_set.classes),
         'classes': train_set.classes,
         'torch': torch.__version__,
@@ -463,9 +408,18 @@ def train(opt, loss_of, f, params, optimizer, train_set, test_set, facts, checkp
         f'lr {opt.lr:g}, times {opt.lr_decay_ratio:g} from epochs {opt.epoch_step} on'
     )
     curves = utils.open_curves(opt.save, log) if opt.tensorboard else None
-    main.hint = f'{how} after epoch {done} of {opt.epochs}'
+    main.hint = f'{advice} after epoch {done} of {opt.epochs}'
 
-    def end_epoch(epoch, stats, train_time):
+    # Epoch 0, of --epochs 0, only tests and writes the untrained net.
+    for epoch in range(done + 1, opt.epochs + 1) if opt.epochs or log else [0]:
+        stats, train_time = {'train_loss': None, 'train_acc': None, 'at_losses': []}, 0.0
+        if epoch in opt.epoch_step:  # a new optimizer: momentum restarts at a drop, as published
+            optimizer = utils.make_optimizer(params, opt, epoch)
+        if epoch:
+            start = time.time()
+            stats = train_epoch(epoch, loss_of, train_set, params, optimizer, opt)
+            train_time = time.time() - start
+
         start = time.time()
         test_loss, test_acc = test(f, params_s, test_set)
         if not math.isfinite(test_loss):
@@ -477,28 +431,20 @@ def train(opt, loss_of, f, params, optimizer, train_set, test_set, facts, checkp
             'test_loss': test_loss,
             'test_acc': test_acc,
             'lr': utils.learning_rate(max(epoch, 1), opt),
-            'epoch_beta': utils.beta_in(max(epoch, 1), opt),
+            'epoch_beta': utils.epoch_beta(max(epoch, 1), opt),
         }
         times = {'train_time': train_time, 'test_time': time.time() - start}
         record = utils.run_options(opt) | {'epoch': epoch} | stats | about | times
         log.append(utils.json_stats(record))
-        checkpoint = utils.make_checkpoint(
-            params_s, optimizer, opt, epoch, log, facts, adapters=adapters
-        )
-        utils.save_run(opt.save, checkpoint)
-        main.hint = f'{how} after epoch {epoch} of {opt.epochs}'
+        state = params_s, optimizer, opt, epoch, log, facts
+        utils.save_run(opt.save, utils.make_checkpoint(*state, adapters=adapters))
+        main.hint = f'{advice} after epoch {epoch} of {opt.epochs}'
         print(utils.epoch_line(record), flush=True)
         if curves:
             utils.write_curves(curves, record)
 
-    if opt.epochs == 0 and not log:
-        end_epoch(0, {'train_loss': None, 'train_acc': None, 'at_losses': []}, 0.0)
-    for epoch in range(done + 1, opt.epochs + 1):
-        if epoch in opt.epoch_step:  # a new optimizer: momentum restarts at a drop, as published
-            optimizer = utils.make_optimizer(trainable(params), opt, epoch)
-        start = time.time()
-        stats = train_epoch(epoch, loss_of, train_set, params, optimizer, opt)
-        end_epoch(epoch, stats, time.time() - start)
+
+# ------------------------ main
 
 
 def evaluate(opt, given):
@@ -521,9 +467,7 @@ def evaluate(opt, given):
             setattr(opt, name, records[0][name])
     classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
     utils.check_classes(f'--evaluate {opt.evaluate}', params, records, classes)
-    train_set, test_set = load()
-    if opt.validate:
-        test_set = data.hold_out(train_set, opt.validate)[1]
+    _, test_set = load_sets(load, opt)
     test_set, params = utils.to_device(test_set, device), utils.to_device(params, device)
     start = time.time()
     test_loss, test_acc = test(f, params, test_set)
@@ -544,6 +488,36 @@ def evaluate(opt, given):
         'test_time': seconds,
     }
     print(utils.json_stats(record))
+
+
+def main(argv=None):
+    opt, given = parser.parse(argv)
+    if opt.evaluate:
+        return evaluate(opt, given)
+
+    checkpoint, folder = utils.find_checkpoint(opt, given, parser, lambda opt: complete(opt).save)
+    opt = complete(opt)
+    device, device_ids = utils.choose_device(opt)
+    utils.keep_freed_memory()
+    here, finished = utils.begin(opt, given, checkpoint, folder)
+    if finished:
+        return
+
+    f_student, f_teacher, params, train_set, test_set, facts = prepare(opt, device, checkpoint)
+    loss_of = make_loss(f_student, f_teacher, opt, device_ids)
+    utils.warn_of_slow_dtype(opt.dtype, device)
+    if opt.compile and opt.method in BY_GRADIENT:
+        print(
+            f'--compile: --method {opt.method} differentiates twice, which is not compiled; going on without'
+        )
+    else:
+        loss_of = utils.compiled(loss_of, opt, device)
+    optimizer = utils.make_optimizer(params, opt, epoch=1)
+    if checkpoint:
+        utils.load_optimizer(optimizer, checkpoint)
+    with utils.open_folder(opt.save, checkpoint, here):
+        run = loss_of, f_student, params, optimizer, train_set, test_set
+        train(opt, *run, facts, checkpoint, utils.resume_advice(opt, here))
 
 
 if __name__ == '__main__':

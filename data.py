@@ -1,5 +1,5 @@
-"""Everything between disk and batch: whole sets in memory as uint8, and their augmentation, a batch
-at a time on the device."""
+"""Everything between disk and batch: small images, whole sets of them in memory as uint8;
+photographs, decoded as they are needed; and their augmentation."""
 
 import contextlib
 import functools
@@ -168,64 +168,6 @@ def _scan(folder):
     return files
 
 
-def read_lines(file, advice: str) -> list[tuple[str, str]]:
-    """(where, line) for the lines of a published list that are not blank; `where` names file and
-    line in a message.
-
-    Raises UserError, with that advice, where the file cannot be read."""
-    try:
-        # Names keep their bytes, whatever their encoding.
-        text = Path(file).read_text(encoding='utf-8-sig', errors='surrogateescape')
-    except OSError as e:
-        raise UserError(f'{file}: cannot be read: {e.strerror}; {advice}') from e
-    lines = enumerate(text.split('\n'), 1)
-    return [(f'{file}, line {i}', line) for i, line in lines if line.strip()]
-
-
-def is_class_and_file(path: str) -> bool:
-    """Whether a path is CLASS/FILE, which leads out of no folder, and which scan_folder would not
-    pass over as hidden."""
-    return re.fullmatch(r'[^/.\0][^/\0]*/[^/.\0][^/\0]*', path) is not None
-
-
-def check_classes(names, source) -> None:
-    """Raises UserError where files of these names, train/CLASS/FILE and val/CLASS/FILE, would be no
-    set that scan_folder takes."""
-    train, val = (
-        {n.split('/')[1] for n in names if n.startswith(split)} for split in ('train/', 'val/')
-    )
-    if odd := sorted(train ^ val):
-        raise UserError(
-            f'{source}: class {odd[0]} has images only {"to train on" if odd[0] in train else "to test on"}; it needs both'
-        )
-    if len(train) < 2:
-        raise UserError(f'{source}: has {len(train)} classes; at least 2 are needed')
-
-
-def unwritten(folder, names, resume: bool) -> list[str]:
-    """Those of `names`, paths below `folder`, that are not there yet. Raises UserError where it
-    holds a file of another name, or, without `resume`, anything at all."""
-    try:
-        if not resume and os.path.isdir(folder) and os.listdir(folder):
-            raise UserError(
-                f'OUT_DIR {folder}: is not empty; give a new folder, or --resume to go on with a run that was stopped'
-            )
-    except OSError as e:
-        raise UserError(f'OUT_DIR {folder}: {e.strerror}') from e
-    # What is hidden, a killed run left half-written; it is written over.
-    found = {
-        os.path.relpath(os.path.join(parent, file), folder)
-        for parent, _, files in os.walk(folder)
-        for file in files
-        if not file.startswith('.')
-    }
-    if odd := sorted(found - set(names)):
-        raise UserError(
-            f'OUT_DIR {folder}: holds {odd[0]}, which is not of this set; give a new folder'
-        )
-    return [name for name in names if name not in found]
-
-
 def decode_sets(train, test, nthread=0):
     files = [f for split in (train, test) for fs in split.values() for f in fs]
     images = decode_all(files, nthread)
@@ -245,31 +187,9 @@ def decode_sets(train, test, nthread=0):
 
 
 def decode_all(files, nthread=0) -> list:
-    """uint8 [H, W, 3] RGB arrays of image files, decoded on nthread threads (0: one a core) under a
-    progress bar.
-
-    Raises UserError that names the first broken file."""
-    with quiet_decoders() as stderr, ThreadPoolExecutor(nthread or cores()) as pool:
-        bar = tqdm(
-            total=len(files),
-            desc='decoding',
-            unit=' images',
-            leave=False,
-            file=stderr,
-            disable=not stderr.isatty(),
-        )
-        chunks = [files[i : i + 256] for i in range(0, len(files), 256)]
-        images = []
-        try:
-            for decoded in pool.map(lambda chunk: [decode(f) for f in chunk], chunks):
-                images += decoded
-                bar.update(len(decoded))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        finally:
-            bar.close()
-    return images
+    """uint8 [H, W, 3] RGB arrays of image files, decoded as in_threads. Raises UserError that names
+    the first broken file."""
+    return in_threads(decode, files, 'decoding', nthread, chunk=256)
 
 
 def find_broken(files, nthread=0) -> list[str]:
@@ -289,12 +209,14 @@ def find_faults(files, nthread=0) -> list:
     return in_threads(fault, files, 'checking', nthread)
 
 
-def in_threads(work, items, doing: str, nthread=0) -> list:
-    """[work(item) for each of `items`], images, on nthread threads (0: one a core) under a progress
-    bar. What work raises first comes out here, and what has not begun by then never does."""
+def in_threads(work, items, doing: str, nthread=0, chunk=1) -> list:
+    """[work(item) for each of `items`], images, on nthread threads (0: one a core), which take
+    `chunk` of them at a time, under a progress bar. What work raises first comes out here, and what
+    has not begun by then never does."""
+    chunks = [items[i : i + chunk] for i in range(0, len(items), chunk)]
+    results = []
     with quiet_decoders() as stderr, ThreadPoolExecutor(nthread or cores()) as pool:
         bar = tqdm(
-            pool.map(work, items),
             total=len(items),
             desc=doing,
             unit=' images',
@@ -303,12 +225,15 @@ def in_threads(work, items, doing: str, nthread=0) -> list:
             disable=not stderr.isatty(),
         )
         try:
-            return list(bar)
+            for done in pool.map(lambda part: [work(item) for item in part], chunks):
+                results += done
+                bar.update(len(done))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
         finally:
             bar.close()
+    return results
 
 
 def cores() -> int:

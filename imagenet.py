@@ -163,7 +163,7 @@ def open_device(opt):
     return device, device_ids
 
 
-def from_first(value):
+def broadcast(value):
     """The first rank's value, in every rank."""
     if world_size() == 1:
         return value
@@ -172,7 +172,7 @@ def from_first(value):
     return values[0]
 
 
-def from_all(tensor):
+def all_gather(tensor):
     """[ranks, *]: the tensors, on the CPU, of all ranks, in each of them."""
     if world_size() == 1:
         return tensor[None]
@@ -181,7 +181,7 @@ def from_all(tensor):
     return torch.stack(gathered)
 
 
-def gather(items):
+def all_gather_list(items):
     """All ranks' items in one list, in each of them."""
     if world_size() == 1:
         return list(items)
@@ -202,7 +202,7 @@ def all_or_none(f, *arguments):
         if not hasattr(e, 'status'):  # neither utils.UserError nor data.UserError: a bug
             raise
         end = e
-    statuses = gather([None if end is None else getattr(end, 'status', 0)])
+    statuses = all_gather_list([None if end is None else getattr(end, 'status', 0)])
     for i, status in enumerate(statuses):
         if status is not None:
             end_all(end, i, status)
@@ -218,7 +218,7 @@ def end_all(end, teller=0, status=1):
     sys.exit(status)
 
 
-def say(text, file=None):
+def print_first(text, file=None):
     if rank() == 0:
         print(text, file=file or sys.stdout, flush=True)
 
@@ -294,9 +294,9 @@ def check_images(sets, opt):
     """--check_images: every image is decoded once, by all ranks together. Raises UserError after a
     line on each that is broken."""
     files = [file for photographs in sets for file in photographs.files]
-    broken = gather(data.find_broken(files[rank() :: world_size()], opt.nthread))
+    broken = all_gather_list(data.find_broken(files[rank() :: world_size()], opt.nthread))
     for line in broken:
-        say(line, sys.stderr)
+        print_first(line, sys.stderr)
     if broken and not opt.skip_broken:
         mistake = (
             f'{len(broken)} images are broken (listed above); remove them, or give --skip_broken'
@@ -310,10 +310,9 @@ def check_images(sets, opt):
 def load_student(opt, num_classes, params_t):
     """(f, params) of the net to train: of --student_params, or new. With --finetune its head is
     new, and what stays fixed needs no gradient."""
-    # A student of its teacher's shape would draw that teacher's own initial values from the same
-    # seed.
+    # With the same seed, a student of its teacher's shape would draw the teacher's initial values.
     twin = bool(params_t) and resnet.same_shape(params_t, opt.depth, opt.width)
-    of_teacher = twin and utils.crc(params_t.values())
+    of_teacher = twin and utils.checksum(params_t.values())
     torch.manual_seed(data.seed_of(opt.seed, 'initial values', opt.depth, opt.width, of_teacher))
     if not opt.student_params:
         return resnet.resnet(opt.depth, opt.width, num_classes)
@@ -354,35 +353,50 @@ def load_net_for(opt, option):
     return f, params, records
 
 
-def test_teacher(f, params, records, val, opt, device):
-    """Top-1 accuracy of the teacher in per cent on a fixed sample of 2,000 validation images, None
-    where its classes are others. Warns where that is far from its own log, or from the figure known
-    for such a net."""
-    if not utils.same_classes(params, records, val.classes):
-        say(f'teacher {opt.teacher_params}: has other classes, so that its accuracy is not tested')
-        return None
-    sample = data.epoch_order(len(val.labels), 0, 0)[:2000].sort().values
-    _, (acc, _) = test(f, params, val, opt, device, sample)
-    say(
-        f'teacher {opt.teacher_params}: test accuracy {acc:.2f} % on {len(sample)} validation images'
+def load(opt, checkpoint):
+    """(f_student, f_teacher, params_s, params_t, records of the teacher's log, train, val, facts):
+    what is read from files, and as facts what a continuation must find unchanged."""
+    f_teacher, params_t, records = (
+        load_net_for(opt, 'teacher_params') if opt.teacher_params else (None, {}, [])
     )
-    depth, width, num_classes = resnet.net_shape(params)
-    known = KNOWN_ERRORS.get((resnet.layout(params), depth, width))
-    logged = records[-1].get('test_acc') if records else None
-    expected = None
-    if records and records[0].get('image_size') == opt.image_size:
-        expected = logged[0] if isinstance(logged, list) and logged else None
-    elif not records and known is not None and num_classes == 1000 and opt.image_size == 224:
-        expected = 100 - known
-    # Three standard deviations of a share among so many images.
-    margin = 300 * math.sqrt(0.25 / len(sample))
-    if isinstance(expected, (int, float)) and not expected - acc <= margin:
-        say(
-            f'warning: teacher {opt.teacher_params} has test accuracy {acc:.2f} %, but {str(expected)[:6]} % is '
-            'known of it: are these its weights?',
-            sys.stderr,
+    train_set, val = open_photographs(opt)
+    if opt.alpha:
+        option = f'--teacher_params {opt.teacher_params} with --alpha'
+        utils.check_classes(option, params_t, records, val.classes)
+    f_student, params_s = load_student(opt, len(val.classes), params_t)
+    if checkpoint:
+        grads = {k: v.requires_grad for k, v in params_s.items()}
+        params_s = utils.check_params(checkpoint['params'], params_s, f'--resume {opt.resume}')
+        params_s = {k: v.requires_grad_(grads[k]) for k, v in params_s.items()}
+    names = [os.path.relpath(file, opt.imagenetpath) for file in train_set.files + val.files]
+    facts = {
+        'data': zlib.crc32('\n'.join(names).encode()),
+        'teacher': utils.checksum(params_t.values()),
+        'teacher_test_acc': None,
+    }
+    if checkpoint:
+        utils.check_facts(facts, checkpoint)
+        for photographs, broken in zip((train_set, val), checkpoint['facts'].get('broken', [])):
+            photographs.broken.update(broken)
+    return f_student, f_teacher, params_s, params_t, records, train_set, val, facts
+
+
+def prepare(opt, device, checkpoint):
+    """(f_student, f_teacher, params, train, val, facts) as of load; `params` of both nets on the
+    device, with prefixes student. and teacher."""
+    loaded = all_or_none(load, opt, checkpoint)
+    f_student, f_teacher, params_s, params_t, records, train_set, val, facts = loaded
+    if opt.check_images:
+        check_images((train_set, val), opt)
+    nets = {'student': params_s, 'teacher': params_t}
+    nets = {name: utils.to_device(p, device) for name, p in nets.items()}
+    if checkpoint:
+        facts['teacher_test_acc'] = checkpoint['facts'].get('teacher_test_acc')
+    elif f_teacher:
+        facts['teacher_test_acc'] = test_teacher(
+            f_teacher, nets['teacher'], records, val, opt, device
         )
-    return acc
+    return f_student, f_teacher, utils.flatten(nets), train_set, val, facts
 
 
 # ------------------------ loss
@@ -393,12 +407,11 @@ def normalize(images):
 
 
 def make_loss(f_student, f_teacher, opt, device_ids):
-    """loss(images, targets, params, transfer) -> (loss, float32 [terms]), the terms as term_names
-    lists them; transfer: whether the maps count in this epoch."""
-    dtype = {'float': torch.float32, 'bfloat16': torch.bfloat16}[opt.dtype]
+    """loss(images, targets, params, use_at) -> (loss, float32 [terms]), the terms as term_names
+    lists them; use_at: whether the maps count in this epoch."""
 
     def f(x, params, training):
-        x = normalize(x).to(dtype)
+        x = utils.cast(normalize(x), opt.dtype)
         y_s, g_s = f_student(x, params, training, 'student.')
         if f_teacher is None:
             return y_s, None, []
@@ -406,18 +419,18 @@ def make_loss(f_student, f_teacher, opt, device_ids):
             y_t, g_t = f_teacher(x, params, False, 'teacher.')
         return y_s, y_t, [utils.at_loss(g_s[g], g_t[g]) for g in opt.at_groups]
 
-    def loss(images, targets, params, transfer):
+    def loss(images, targets, params, use_at):
         y_s, y_t, at_losses = utils.data_parallel(f, images, params, not opt.finetune, device_ids)
         loss = task = utils.distillation(y_s, y_t, targets, opt.temperature, opt.alpha)
-        if opt.beta and transfer:
+        if opt.beta and use_at:
             loss = task + opt.beta * sum(at_losses)
-        accuracies = 100 * hits(y_s.detach(), targets).float().mean(1)
+        accuracies = 100 * correct(y_s.detach(), targets).float().mean(1)
         return loss, torch.stack([loss, task, *at_losses, *accuracies]).detach()
 
     return loss
 
 
-def hits(logits, targets):
+def correct(logits, targets):
     """bool [2, B]: whether the label is the likeliest class, and one of the five likeliest."""
     found = logits.topk(min(5, logits.shape[1]), 1).indices == targets[:, None]
     return torch.stack([found[:, 0], found.any(1)])
@@ -443,8 +456,8 @@ class Student(torch.nn.Module):
             elif name.startswith('student.'):
                 self.register_buffer(str(i), value)
 
-    def forward(self, images, targets, transfer):
-        return self.loss_of(images, targets, self.params, transfer)
+    def forward(self, images, targets, use_at):
+        return self.loss_of(images, targets, self.params, use_at)
 
 
 # ------------------------ training and testing
@@ -464,7 +477,7 @@ def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint
     mine = [b[rank() :: world] if len(b) > rank() else b[:1] for b in batches]
     weights = [len(b[rank() :: world]) for b in batches]
     start, sums = resumed_sums(begun, len(names))
-    transfer, rows, looked = epoch >= opt.at_start, [], start
+    use_at, rows, looked = epoch >= opt.at_start, [], start
 
     def view(file, i, out):
         return TRAIN_CROPS[opt.train_crop](file, opt.image_size, opt.seed, epoch, i, out)
@@ -479,10 +492,9 @@ def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint
     )
     with bar, contextlib.closing(train.batches(mine[start:], view, opt, device)) as loaded:
         for step, (images, targets) in enumerate(loaded, start):
-            loss, terms = step_of(images, targets, transfer)
-            if (
-                world > 1
-            ):  # a plain mean of the ranks' gradients is taken, but a rank counts by its images
+            loss, terms = step_of(images, targets, use_at)
+            # The ranks' gradients are plainly averaged; each should count by its images.
+            if world > 1:
                 loss = loss * (weights[step] * world / len(batches[step]))
             optimizer.zero_grad()
             loss.backward()
@@ -502,7 +514,7 @@ def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint
                 checkpoint.write(step + 1, sums)
 
     meters = [meter.AverageValueMeter() for _ in names]
-    for m, value in zip(meters, from_all(sums).sum(0).tolist()):
+    for m, value in zip(meters, all_gather(sums).sum(0).tolist()):
         m.add(value, n)
     train_loss, _, *at_losses, top_1, top_5 = (float(m.value()[0]) for m in meters)
     return {'train_loss': train_loss, 'train_acc': [top_1, top_5], 'at_losses': at_losses}
@@ -534,13 +546,43 @@ def test(f, params, val, opt, device, sample=None, base=''):
     for images, targets in val.batches(mine, view, opt, device):
         logits, _ = f(normalize(images), params, False, base)
         loss = F.cross_entropy(logits, targets, reduction='sum')
-        right = hits(logits, targets).sum(1)
+        right = correct(logits, targets).sum(1)
         sums += torch.stack([loss.double().cpu(), *right.double().cpu()])
-    loss, *right = from_all(sums).sum(0).tolist()
+    loss, *right = all_gather(sums).sum(0).tolist()
     return loss / len(index), [100 * r / len(index) for r in right]
 
 
-# ------------------------ main
+def test_teacher(f, params, records, val, opt, device):
+    """Top-1 accuracy of the teacher in per cent on a fixed sample of 2,000 validation images, None
+    where its classes are others. Warns where that is far from its own log, or from the figure known
+    for such a net."""
+    if not utils.same_classes(params, records, val.classes):
+        print_first(
+            f'teacher {opt.teacher_params}: has other classes, so that its accuracy is not tested'
+        )
+        return None
+    sample = data.epoch_order(len(val.labels), 0, 0)[:2000].sort().values
+    _, (acc, _) = test(f, params, val, opt, device, sample)
+    print_first(
+        f'teacher {opt.teacher_params}: test accuracy {acc:.2f} % on {len(sample)} validation images'
+    )
+    depth, width, num_classes = resnet.net_shape(params)
+    known = KNOWN_ERRORS.get((resnet.layout(params), depth, width))
+    logged = records[-1].get('test_acc') if records else None
+    expected = None
+    if records and records[0].get('image_size') == opt.image_size:
+        expected = logged[0] if isinstance(logged, list) and logged else None
+    elif not records and known is not None and num_classes == 1000 and opt.image_size == 224:
+        expected = 100 - known
+    # Three standard deviations of a share among so many images.
+    margin = 300 * math.sqrt(0.25 / len(sample))
+    if isinstance(expected, (int, float)) and not expected - acc <= margin:
+        print_first(
+            f'warning: teacher {opt.teacher_params} has test accuracy {acc:.2f} %, but {str(expected)[:6]} % is '
+            'known of it: are these its weights?',
+            sys.stderr,
+        )
+    return acc
 
 
 class Checkpoints:
@@ -562,10 +604,10 @@ class Checkpoints:
     def wanted(self):
         due = bool(self.signals) or time.time() - self.last > 60 * self.opt.checkpoint_minutes
         # All ranks must come to the same answer.
-        return bool(from_all(torch.tensor([due], dtype=torch.uint8)).any())
+        return bool(all_gather(torch.tensor([due], dtype=torch.uint8)).any())
 
     def write(self, step, sums):
-        checkpoint = self.make(step, [row.tolist() for row in from_all(sums)])
+        checkpoint = self.make(step, [row.tolist() for row in all_gather(sums)])
         if not all(v.isfinite().all() for v in checkpoint['params'].values()):
             raise UserError(
                 f'after step {step} the parameters are not finite; {self.opt.save} is kept as after its last checkpoint. '
@@ -581,155 +623,39 @@ class Checkpoints:
         """Ends the run where a signal has asked for it, in any rank."""
         asked = max([s for s in self.signals if s != signal.SIGUSR1], default=0)
         self.signals.clear()
-        if asked := int(from_all(torch.tensor([int(asked)])).max()):
+        if asked := int(all_gather(torch.tensor([int(asked)])).max()):
             raise utils.Stopped(asked)
 
 
-def begin(argv):
-    """(opt, checkpoint, whether it is that of --save) of the command, None in place of opt where
-    nothing is left to do. The first rank does this for all, so that a mistake is told once and a
-    run folder on its disk is enough."""
-    opt, given = parser.parse(argv)
-    if opt.evaluate:
-        # A run is tested at its own size.
-        log = Path(opt.evaluate) / 'log.txt'
-        record = utils.read_log(log)[0] if os.path.isfile(log) else {}
-        for name in {'image_size', 'imagenetpath'} - given:
-            if name in record and parser.takes(name, record[name]):
-                setattr(opt, name, record[name])
-        if not opt.imagenetpath:
-            raise UserError('--evaluate: give the photographs to test on, --imagenetpath')
-        return opt, None, False
-    checkpoint, folder = utils.find_checkpoint(opt, given, parser, lambda opt: complete(opt).save)
-    by_default = opt.teacher_params and opt.alpha is None and opt.beta is None
-    opt = complete(opt)
-    here, finished = utils.check_folder(opt, checkpoint, folder)
-    if finished:
-        return None, None, False
-    print(f'run folder: {opt.save}')
-    if by_default:
-        print('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
-    return opt, checkpoint, here
-
-
-def main(argv=None):
-    join()
-    begun = all_or_none(lambda: begin(argv) if rank() == 0 else None)
-    opt, checkpoint, here = from_first(begun)
-    if opt:
-        device, device_ids = all_or_none(open_device, opt)
-        if opt.evaluate:
-            evaluate(opt, device)
-        else:
-            run(opt, device, device_ids, checkpoint, here)
-
-
-def run(opt, device, device_ids, checkpoint, here):
-    """Trains, from the checkpoint on; `here`: it is that of --save."""
-    utils.keep_freed_memory()
-    f_student, f_teacher, params, train_set, val, facts = prepare(opt, device, checkpoint)
-    loss_of = make_loss(f_student, f_teacher, opt, device_ids)
-    utils.warn_of_slow_dtype(opt.dtype, device)
-    if opt.compile and utils.compiler_works(device):
-        # Each batch shape by itself, so that a resumed run runs the same graphs.
-        loss_of = torch.compile(loss_of, dynamic=False)
-    step_of = Student(loss_of, params)
-    if world_size() > 1:
-        ids = device_ids if device.type == 'cuda' else None
-        step_of = DistributedDataParallel(step_of, device_ids=ids)
-    epoch = checkpoint['epoch'] + (checkpoint['step'] > 0) if checkpoint else 1
-    optimizer = utils.make_optimizer(trainable(params), opt, epoch)
-    if checkpoint:
-        utils.load_optimizer(optimizer, checkpoint)
-    first = rank() == 0
-    folder = utils.open_folder(opt.save, checkpoint if here else None)
-    with contextlib.ExitStack() as stack:
-        all_or_none(lambda: stack.enter_context(folder) if first else None)
-        if checkpoint and first:
-            if not here:
-                utils.save_checkpoint(opt.save, checkpoint)
-            utils.agree(opt.save, checkpoint)
-        how = utils.go_on(opt, here)
-        train(opt, step_of, f_student, params, optimizer, train_set, val, facts, checkpoint, how)
-
-
-def trainable(params):
-    return [v for v in params.values() if v.requires_grad]
-
-
-def load(opt, checkpoint):
-    """(f_student, f_teacher, params_s, params_t, records of the teacher's log, train, val, facts):
-    what is read from files, and as facts what a continuation must find unchanged."""
-    f_teacher, params_t, records = (
-        load_net_for(opt, 'teacher_params') if opt.teacher_params else (None, {}, [])
-    )
-    train_set, val = open_photographs(opt)
-    if opt.alpha:
-        option = f'--teacher_params {opt.teacher_params} with --alpha'
-        utils.check_classes(option, params_t, records, val.classes)
-    f_student, params_s = load_student(opt, len(val.classes), params_t)
-    if checkpoint:
-        grads = {k: v.requires_grad for k, v in params_s.items()}
-        params_s = utils.check_params(checkpoint['params'], params_s, f'--resume {opt.resume}')
-        params_s = {k: v.requires_grad_(grads[k]) for k, v in params_s.items()}
-    names = [os.path.relpath(file, opt.imagenetpath) for file in train_set.files + val.files]
-    facts = {
-        'data': zlib.crc32('\n'.join(names).encode()),
-        'teacher': utils.crc(params_t.values()),
-        'teacher_test_acc': None,
-    }
-    if checkpoint:
-        utils.check_facts(facts, checkpoint)
-        for photographs, broken in zip((train_set, val), checkpoint['facts'].get('broken', [])):
-            photographs.broken.update(broken)
-    return f_student, f_teacher, params_s, params_t, records, train_set, val, facts
-
-
-def prepare(opt, device, checkpoint):
-    """(f_student, f_teacher, params, train, val, facts) as of load; `params` of both nets on the
-    device, with prefixes student. and teacher."""
-    loaded = all_or_none(load, opt, checkpoint)
-    f_student, f_teacher, params_s, params_t, records, train_set, val, facts = loaded
-    if opt.check_images:
-        check_images((train_set, val), opt)
-    nets = {'student': params_s, 'teacher': params_t}
-    nets = {name: utils.to_device(p, device) for name, p in nets.items()}
-    if checkpoint:
-        facts['teacher_test_acc'] = checkpoint['facts'].get('teacher_test_acc')
-    elif f_teacher:
-        facts['teacher_test_acc'] = test_teacher(
-            f_teacher, nets['teacher'], records, val, opt, device
-        )
-    return f_student, f_teacher, utils.flatten(nets), train_set, val, facts
-
-
-def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, how):
-    """The epochs, from the checkpoint `begun` on; after each the run folder is written, and a line.
-    how: what makes the run go on."""
+def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, advice):
+    """The epochs, from the checkpoint `begun` on; after each the run folder is written, and a line
+    is printed. advice: what makes a stopped run go on."""
     done, log = (begun['epoch'], list(begun['log'])) if begun else (0, [])
     device = next(iter(params.values())).device
     params_s = utils.part(params, 'student')
     about = {
         'teacher_test_acc': facts['teacher_test_acc'],
         'initial_lr': opt.lr,
-        'n_parameters': sum(v.numel() for v in trainable(params)),
+        'n_parameters': sum(v.numel() for v in utils.trainable(params)),
         'num_classes': len(val.classes),
         'classes': val.classes,
         'processes': world_size(),
         'torch': torch.__version__,
     }
-    say(
+    print_first(
         f'{about["n_parameters"]:,} trained parameters; {len(train_set.labels):,} images of {len(val.classes)} classes; '
         f'lr {opt.lr:g}, times {opt.lr_decay_ratio:g} from epochs {opt.epoch_step} on'
     )
     curves = utils.open_curves(opt.save, log) if opt.tensorboard and rank() == 0 else None
-    main.hint = f'{how} after epoch {done} of {opt.epochs}'
+    main.hint = f'{advice} after epoch {done} of {opt.epochs}'
 
     def make(step, sums, epoch=None):
-        broken = [sorted(set(gather(photographs.broken))) for photographs in (train_set, val)]
+        broken = [
+            sorted(set(all_gather_list(photographs.broken))) for photographs in (train_set, val)
+        ]
         known = facts | {'broken': broken}
         epoch = done if epoch is None else epoch
-        main.hint = f'{how} after ' + (
+        main.hint = f'{advice} after ' + (
             f'step {step} of epoch {epoch + 1}' if step else f'epoch {epoch}'
         )
         return utils.make_checkpoint(params_s, optimizer, opt, epoch, log, known, step, sums)
@@ -748,7 +674,7 @@ def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, how)
             end_all(UserError(f'epoch {epoch}: the test loss is {test_loss}; {kept}', status=1))
         rate = utils.learning_rate(max(epoch, 1), opt)
         stats |= {'test_loss': test_loss, 'test_acc': test_acc, 'lr': rate}
-        stats['broken_images'] = sum(len(set(gather(s.broken))) for s in (train_set, val))
+        stats['broken_images'] = sum(len(set(all_gather_list(s.broken))) for s in (train_set, val))
         times = {'train_time': train_time, 'test_time': time.time() - start}
         record = utils.run_options(opt) | {'epoch': epoch} | stats | about | times
         log.append(utils.json_stats(record))
@@ -758,7 +684,7 @@ def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, how)
             if curves:
                 utils.write_curves(curves, record)
         checkpoints.last = time.time()
-        say(utils.epoch_line(record))
+        print_first(utils.epoch_line(record))
 
     if opt.epochs == 0 and not log:
         end_epoch(0, {'train_loss': None, 'train_acc': None, 'at_losses': []}, 0.0)
@@ -766,13 +692,16 @@ def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, how)
         epoch = done + 1
         if epoch in opt.epoch_step and not (begun and begun['step']):
             # A new optimizer: momentum restarts at a drop, as published.
-            optimizer = utils.make_optimizer(trainable(params), opt, epoch)
+            optimizer = utils.make_optimizer(params, opt, epoch)
         start = time.time()
         checkpoints.in_epoch = True
         stats = train_epoch(epoch, step_of, train_set, optimizer, opt, device, begun, checkpoints)
         checkpoints.in_epoch = False
         end_epoch(epoch, stats, time.time() - start)
         done, begun = epoch, None
+
+
+# ------------------------ main
 
 
 def evaluate(opt, device):
@@ -802,7 +731,61 @@ def evaluate(opt, device):
         'broken_images': len(val.broken),
         'test_time': seconds,
     }
-    say(utils.json_stats(record))
+    print_first(utils.json_stats(record))
+
+
+def begin(argv):
+    """(opt, checkpoint, whether it is that of --save) of the command, None in place of opt where
+    nothing is left to do. The first rank does this for all, so that a mistake is told once and a
+    run folder on its disk is enough."""
+    opt, given = parser.parse(argv)
+    if opt.evaluate:
+        # A run is tested at its own size.
+        log = Path(opt.evaluate) / 'log.txt'
+        record = utils.read_log(log)[0] if os.path.isfile(log) else {}
+        for name in {'image_size', 'imagenetpath'} - given:
+            if name in record and parser.takes(name, record[name]):
+                setattr(opt, name, record[name])
+        if not opt.imagenetpath:
+            raise UserError('--evaluate: give the photographs to test on, --imagenetpath')
+        return opt, None, False
+    checkpoint, folder = utils.find_checkpoint(opt, given, parser, lambda opt: complete(opt).save)
+    opt = complete(opt)
+    here, finished = utils.begin(opt, given, checkpoint, folder)
+    return (None, None, False) if finished else (opt, checkpoint, here)
+
+
+def run(opt, device, device_ids, checkpoint, here):
+    """Trains, from the checkpoint on; `here`: it is that of --save."""
+    utils.keep_freed_memory()
+    f_student, f_teacher, params, train_set, val, facts = prepare(opt, device, checkpoint)
+    loss_of = make_loss(f_student, f_teacher, opt, device_ids)
+    utils.warn_of_slow_dtype(opt.dtype, device)
+    loss_of = utils.compiled(loss_of, opt, device)
+    step_of = Student(loss_of, params)
+    if world_size() > 1:
+        ids = device_ids if device.type == 'cuda' else None
+        step_of = DistributedDataParallel(step_of, device_ids=ids)
+    optimizer = utils.make_optimizer(params, opt, epoch=1)
+    if checkpoint:
+        utils.load_optimizer(optimizer, checkpoint)
+    folder = utils.open_folder(opt.save, checkpoint, here)
+    advice = utils.resume_advice(opt, here)
+    with contextlib.ExitStack() as stack:
+        all_or_none(lambda: stack.enter_context(folder) if rank() == 0 else None)
+        train(opt, step_of, f_student, params, optimizer, train_set, val, facts, checkpoint, advice)
+
+
+def main(argv=None):
+    join()
+    begun = all_or_none(lambda: begin(argv) if rank() == 0 else None)
+    opt, checkpoint, here = broadcast(begun)
+    if opt:
+        device, device_ids = all_or_none(open_device, opt)
+        if opt.evaluate:
+            evaluate(opt, device)
+        else:
+            run(opt, device, device_ids, checkpoint, here)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
 """What the training scripts share, by subject: parameters, losses, several devices, weights files,
-the run folder, options."""
+logs, run folder and checkpoint, optimizer, devices, options, signals."""
 
 import argparse
 import contextlib
@@ -31,12 +31,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class UserError(ValueError):
-    """A mistake of the user's, or a machine's limit: told in one line, with this exit status, and
+    """A mistake of the user's, or a limit of the machine: one line on stderr, this exit status, and
     no traceback."""
 
     def __init__(self, message: str, status: int = 2):
         super().__init__(message)
         self.status = status
+
+
+def listing(names, most: int = 5) -> str:
+    """The first names, for a message: 'a, b, c, …'."""
+    return ', '.join(map(str, names[:most])) + (', …' if len(names) > most else '')
 
 
 # ------------------------ parameters: a flat dict of tensors
@@ -62,7 +67,7 @@ def flatten(nested: dict) -> dict:
 
 
 def part(params: dict, name: str) -> dict:
-    """What `name`. begins the names of, without it: the inverse of flatten for one of several."""
+    """The entries named `name`.*, without that prefix: one net out of a merged dict."""
     return {k.removeprefix(f'{name}.'): v for k, v in params.items() if k.startswith(f'{name}.')}
 
 
@@ -85,6 +90,11 @@ def bnparams(n: int) -> dict:
         'running_mean': torch.zeros(n),
         'running_var': torch.ones(n),
     }
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """x in at least float32: bfloat16 loses too much in sums and squares."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def batch_norm(x: torch.Tensor, params: dict, base: str, training: bool) -> torch.Tensor:
@@ -125,7 +135,7 @@ def is_statistic(name: str) -> bool:
 
 
 def set_requires_grad_except_bn_(params: dict) -> None:
-    """Everything is trained but the running statistics of batch norm."""
+    """Marks everything for training but the running statistics of batch norm."""
     for name, value in params.items():
         if not is_statistic(name):
             value.requires_grad_()
@@ -147,9 +157,8 @@ def check_params(params: dict, expected: dict, source) -> dict:
         ('not understood', params.keys() - expected.keys()),
     ):
         if names:
-            some = ', '.join(sorted(names)[:3])
             raise UserError(
-                f'{source}: {len(names)} parameters {what} ({some}{", …" if len(names) > 3 else ""})'
+                f'{source}: {len(names)} parameters {what} ({listing(sorted(names), 3)})'
             )
     checked = {}
     for name, e in expected.items():
@@ -166,7 +175,7 @@ def check_params(params: dict, expected: dict, source) -> dict:
     return checked
 
 
-def crc(tensors) -> int:
+def checksum(tensors) -> int:
     """CRC-32 of the bytes of CPU tensors or arrays, to notice that a set or a teacher is not the
     one of before."""
     value = 0
@@ -176,11 +185,6 @@ def crc(tensors) -> int:
 
 
 # ------------------------ losses
-
-
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """x in at least float32: what is narrower loses too much in sums and squares."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _channel_map(x, p, map):
@@ -569,7 +573,7 @@ def _array(path, name, node):
     return torch.from_numpy(array.astype(array.dtype.newbyteorder('='), copy=False))
 
 
-# ------------------------ run folder
+# ------------------------ files, written whole or not at all
 
 
 def write_atomically(path, write) -> None:
@@ -617,64 +621,12 @@ def write_text(path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
-def write_bytes(path, raw: bytes) -> None:
-    """write_atomically of these bytes, in folders that are made where they are missing."""
-
-    def write(temporary):
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(raw)
-
-    write_atomically(path, write)
+# ------------------------ log.txt
 
 
 def json_stats(record: dict) -> str:
     """A line of log.txt: strict JSON."""
     return f'json_stats: {json.dumps(record, allow_nan=False)}'
-
-
-def markdown(rows: list) -> str:
-    """A table of Markdown from lists of strings, the first of them the heads; aligned, all columns
-    but the first to the right."""
-    rows = [[cell.replace('|', r'\|') for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        ' | '.join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths)))
-        for row in rows
-    ]
-    rule = '|'.join('-' * (w + 1) + (':' if i else '-') for i, w in enumerate(widths))
-    return '\n'.join(
-        f'|{line}|' for line in (f' {lines[0]} ', rule, *(f' {v} ' for v in lines[1:]))
-    )
-
-
-def epoch_steps(record: dict):
-    """A log record's epoch_step, a list; the published code wrote it as text."""
-    value = record.get('epoch_step')
-    with contextlib.suppress(ValueError):
-        value = json.loads(value) if isinstance(value, str) else value
-    return value
-
-
-def class_names(records: list) -> list:
-    """The class names that a log tells, [] where it does not."""
-    names = records[0].get('classes') if records else None
-    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else []
-
-
-def same_classes(params: dict, records: list, classes: list) -> bool:
-    """Whether the outputs of a net with these parameters mean `classes`, as its log tells."""
-    return len(params['fc.bias']) == len(classes) and class_names(records) in ([], classes)
-
-
-def check_classes(option: str, params: dict, records: list, classes: list) -> None:
-    """Raises UserError where the outputs of a net do not mean `classes`."""
-    if not same_classes(params, records, classes):
-        names = class_names(records)
-        of = f' ({listing(names)})' if names else ''
-        raise UserError(
-            f'{option}: the net has {len(params["fc.bias"])} classes{of}, the data {len(classes)} ({listing(classes)}); '
-            'they must be the same, in the same order'
-        )
 
 
 def read_log(path) -> list[dict]:
@@ -703,356 +655,25 @@ def read_log(path) -> list[dict]:
     return records
 
 
-def holds_run(folder) -> bool:
-    """Whether a folder holds a run, ours or the published code's."""
-    names = ('log.txt', 'checkpoint.pt', 'model.hkl', 'model.pt7')
-    return any(os.path.lexists(Path(folder) / name) for name in names)
+def class_names(records: list) -> list:
+    """The class names that a log tells, [] where it does not."""
+    names = records[0].get('classes') if records else None
+    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else []
 
 
-def check_writable(folder, option: str = '--save') -> None:
-    """Raises UserError where `folder` cannot become, or is not, writable. Creates nothing."""
-    folder = Path(folder).absolute()
-    for part in (folder, *folder.parents):
-        try:
-            part.lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as e:
-            raise UserError(f'{option} {folder}: {e.strerror}') from e
-        if not part.is_dir():
-            raise UserError(f'{option} {folder}: {part} is not a folder')
-        if not os.access(part, os.W_OK | os.X_OK):
-            raise UserError(f'{option} {folder}: {part} cannot be written in')
-        return
+def same_classes(params: dict, records: list, classes: list) -> bool:
+    """Whether the outputs of a net with these parameters mean `classes`, as its log tells."""
+    return len(params['fc.bias']) == len(classes) and class_names(records) in ([], classes)
 
 
-def check_folder(opt, checkpoint: dict | None, folder) -> tuple[bool, bool]:
-    """(whether `folder`, which the checkpoint came from, is --save; whether nothing of that run is
-    left to do, which is then said).
-
-    Raises UserError where --save holds another run, or cannot be written in."""
-    check_writable(opt.save)
-    here = checkpoint is not None and os.path.realpath(folder) == os.path.realpath(opt.save)
-    if holds_run(opt.save) and not here:
+def check_classes(option: str, params: dict, records: list, classes: list) -> None:
+    """Raises UserError where the outputs of a net do not mean `classes`."""
+    if not same_classes(params, records, classes):
+        names = class_names(records)
+        of = f' ({listing(names)})' if names else ''
         raise UserError(
-            f'--save {opt.save}: holds a run already; go on with it by --resume, or choose another folder'
-        )
-    finished = here and checkpoint['epoch'] >= opt.epochs
-    if finished:
-        with open_folder(opt.save, checkpoint):
-            agree(opt.save, checkpoint)
-        print(f'{opt.save}: finished, {checkpoint["epoch"]} of {opt.epochs} epochs are done')
-    return here, finished
-
-
-@contextlib.contextmanager
-def open_folder(folder, checkpoint: dict | None):
-    """Creates the run folder, locks it for this process, and removes what a killed run left
-    half-written.
-
-    checkpoint: what was read from it, None where it held no run. Raises UserError where that is no
-    longer so, where another process trains in it, or where it cannot be created."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as e:
-        raise UserError(f'--save {folder}: cannot be created: {e.strerror}') from e
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise UserError(f'--save {folder}: another process is training in it') from e
-        now = load_checkpoint(folder) if holds_run(folder) else None
-        before, after = ((c['epoch'], c['step']) if c else None for c in (checkpoint, now))
-        if before != after:
-            raise UserError(
-                f'--save {folder}: another process has trained in it meanwhile; --resume goes on with its run'
-            )
-        for half in Path(folder).glob('.*.part'):
-            half.unlink()
-        yield
-    finally:
-        os.close(lock)
-
-
-def save_checkpoint(folder, checkpoint: dict) -> None:
-    """Writes checkpoint.pt alone, as is done inside an epoch."""
-    path = Path(folder) / 'checkpoint.pt'
-    write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
-
-
-def go_on(opt, here: bool) -> str:
-    """What makes a run go on that was begun with these options; here: it goes on from a checkpoint
-    of its own folder."""
-    elsewhere = isinstance(opt.resume, str) and not here
-    return (
-        'the same command with --resume'
-        + (' alone, without a path,' if elsewhere else '')
-        + ' goes on'
-    )
-
-
-def save_run(folder, checkpoint: dict) -> None:
-    """Writes checkpoint.pt, then log.txt and model.hkl, which follow from it (see CHECKPOINT for
-    what it holds)."""
-    save_checkpoint(folder, checkpoint)
-    write_text(Path(folder) / 'log.txt', log_text(checkpoint))
-    save_params(Path(folder) / 'model.hkl', checkpoint['params'])
-
-
-def log_text(checkpoint: dict) -> str:
-    return ''.join(line + '\n' for line in checkpoint['log'])
-
-
-def agree(folder, checkpoint: dict) -> None:
-    """Makes log.txt and model.hkl agree with the checkpoint, as a kill between two of them may
-    leave them apart; what agrees is not touched. Of a checkpoint inside an epoch only the log
-    follows: model.hkl is that of the epoch before."""
-    log, model = Path(folder) / 'log.txt', Path(folder) / 'model.hkl'
-    if (log.read_bytes() if log.is_file() else b'') != log_text(checkpoint).encode():
-        write_text(log, log_text(checkpoint))
-    if checkpoint['step']:
-        return
-    wanted = crc(v for _, v in sorted(checkpoint['params'].items()))
-    try:
-        same = model.is_file() and crc(load_params(model).values()) == wanted
-    except UserError:
-        same = False
-    if not same:
-        save_params(model, checkpoint['params'])
-
-
-def make_checkpoint(
-    params, optimizer, opt, epoch: int, log: list, facts: dict, step=0, sums=(), adapters=None
-):
-    """What --resume needs (see CHECKPOINT). sums: those of the epoch's terms so far, a list for
-    each process; adapters: trained parameters that are not the net's own, and stay out of
-    model.hkl."""
-    return {
-        'params': {k: v.detach() for k, v in params.items()},
-        'adapters': {k: v.detach() for k, v in (adapters or {}).items()},
-        'optimizer': optimizer.state_dict(),
-        'epoch': epoch,
-        'step': step,
-        'sums': list(sums),
-        'options': run_options(opt),
-        'log': log,
-        'facts': facts,
-        'random': {'torch': torch.get_rng_state()},
-    }
-
-
-# What a checkpoint holds. `step` is the number of steps of epoch + 1 that are done. `random` is
-# torch's generator: nothing of a run draws from it after the initial values, so that it is kept for
-# those who add something that does.
-CHECKPOINT = {
-    'params': dict,
-    'adapters': dict,
-    'optimizer': dict,
-    'epoch': int,
-    'step': int,
-    'sums': list,
-    'options': dict,
-    'log': list,
-    'facts': dict,
-    'random': dict,
-}
-
-
-def load_checkpoint(path) -> dict:
-    """checkpoint.pt of a run folder, or that file. Raises UserError where it is not whole."""
-    path = Path(path)
-    path = path / 'checkpoint.pt' if os.path.isdir(path) else path
-    if not os.path.isfile(path):
-        raise UserError(
-            f'--resume: {path}: no such file; a run goes on from its checkpoint.pt alone'
-        )
-    checkpoint = torch_load(path)
-    with reading(path), zipfile.ZipFile(path) as archive:
-        # torch.load does not look at the checksums
-        if archive.testzip():
-            raise UserError(f'--resume: {path}: damaged, its checksums are wrong')
-    if isinstance(checkpoint, dict):
-        checkpoint.setdefault('adapters', {})  # runs from before there were any
-    for key, kind in CHECKPOINT.items():
-        if not isinstance(checkpoint, dict) or type(checkpoint.get(key)) is not kind:
-            raise UserError(
-                f'--resume: {path}: not a checkpoint of this program ({key!r} is missing or damaged)'
-            )
-    sound = {
-        'params': all(map(torch.is_tensor, checkpoint['params'].values())),
-        'adapters': all(map(torch.is_tensor, checkpoint['adapters'].values())),
-        'log': all(
-            isinstance(line, str) and line.startswith('json_stats: ') for line in checkpoint['log']
-        ),
-        'epoch': checkpoint['epoch'] >= 0,
-        'step': checkpoint['step'] >= 0,
-        'sums': all(isinstance(v, list) for v in checkpoint['sums']),
-    }
-    for key, well in sound.items():
-        if not well:
-            raise UserError(f'--resume: {path}: its {key!r} is damaged')
-    return checkpoint
-
-
-# What may differ between a run and its continuation: where and how long it runs, not what it
-# computes.
-MAY_DIFFER = {
-    'skip_broken',
-    'checkpoint_minutes',
-    'check_images',
-    'epochs',
-    'nthread',
-    'device',
-    'cuda',
-    'gpu_id',
-    'ngpu',
-    'compile',
-    'tensorboard',
-    'dataroot',
-    'imagenetpath',
-}
-NOT_OPTIONS_OF_A_RUN = {'resume', 'evaluate'}
-# What a run did that was begun before there was an option for it.
-BEFORE = {
-    'train_crop': 'resized',
-    'net': 'wrn',
-    'no_bn': False,
-    'no_pool_relu': False,
-    'method': 'at',
-    'at_map': 'sum',
-    'at_p': 2.0,
-    'at_groups': [0, 1, 2],
-    'beta_decay': 'none',
-}
-
-
-def run_options(opt) -> dict:
-    """The options that a log line and a checkpoint carry."""
-    return {k: v for k, v in vars(opt).items() if k not in NOT_OPTIONS_OF_A_RUN}
-
-
-def find_checkpoint(opt, given: set, parser, default_save) -> tuple:
-    """(the checkpoint that --resume goes on from, its folder), or (None, None). Options that were
-    not given become those of its run.
-
-    default_save(opt): the folder where --save is not given. Raises UserError where there is no
-    sound checkpoint, or as continue_options."""
-    if not opt.resume:
-        return None, None
-    if opt.resume is True:
-        folder = source = Path(opt.save or default_save(opt))
-        if not holds_run(folder):
-            return None, None
-    else:
-        source = folder = Path(opt.resume)
-        if source.name == 'checkpoint.pt' and not os.path.isdir(source):
-            folder = source.parent
-        if not opt.save and os.path.isfile(folder):
-            raise UserError(f'--resume {source}: give the folder to go on in, --save')
-        opt.save = opt.save or str(folder)
-    checkpoint = load_checkpoint(source)
-    continue_options(opt, given, checkpoint, parser)
-    return checkpoint, folder
-
-
-def continue_options(opt, given: set, checkpoint: dict, parser) -> None:
-    """Sets every option that was not given to that of the run in `checkpoint`. Raises UserError
-    naming one that was given and differs."""
-    old = BEFORE | checkpoint['options']
-    old = {k: v for k, v in old.items() if k != 'save' and hasattr(opt, k)}
-    for name, value in old.items():
-        if not parser.takes(name, value):
-            raise UserError(
-                f'--resume: the checkpoint has an impossible --{name} {_plain(value)[:60]}: it is damaged'
-            )
-        if name in given and getattr(opt, name) != value and name not in MAY_DIFFER:
-            raise UserError(
-                f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, which has {_plain(value)}'
-            )
-    if 'epochs' in given and opt.epochs != old.get('epochs') and 'epoch_step' not in given:
-        print(
-            f'--epochs {opt.epochs} in place of {old.get("epochs")}: the rate still drops at {_plain(old.get("epoch_step"))}'
-        )
-    # A device that is named now stands for all that was said of devices before.
-    devices = {'device', 'cuda', 'gpu_id', 'ngpu'}
-    for name, value in old.items():
-        if name not in given and not (name in devices and given & devices):
-            setattr(opt, name, value)
-
-
-def _plain(value):
-    return str(value).replace(' ', '')
-
-
-def check_facts(facts: dict, checkpoint: dict) -> None:
-    """Raises UserError where the data or the teacher is not that of the run in the checkpoint."""
-    for name in 'data', 'teacher':
-        if facts[name] != checkpoint['facts'].get(name):
-            option = {
-                'data': 'dataroot or --imagenetpath',
-                'teacher': 'teacher_id or --teacher_params',
-            }
-            raise UserError(
-                f'--resume: the {name} of --{option[name]} is not what the run began with; bring that back, or begin anew in another --save'
-            )
-
-
-def load_optimizer(optimizer, checkpoint: dict) -> None:
-    """Raises UserError where the checkpoint's optimizer is not one of these parameters."""
-    try:
-        optimizer.load_state_dict(checkpoint['optimizer'])
-        fits = all(
-            v.shape == p.shape
-            for p, state in optimizer.state.items()
-            for v in state.values()
-            if v is not None
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f'--resume: the optimizer state does not fit the net ({e})') from e
-    if not fits:
-        raise UserError('--resume: the optimizer state does not fit the net')
-
-
-def make_optimizer(params, opt, epoch: int) -> torch.optim.SGD:
-    """SGD with momentum 0.9 at the rate of that epoch; decay on all of `params`."""
-    rate = learning_rate(epoch, opt)
-    return torch.optim.SGD(params, rate, momentum=0.9, weight_decay=opt.weight_decay)
-
-
-def learning_rate(epoch: int, opt) -> float:
-    """--lr, times --lr_decay_ratio from each of --epoch_step on; epochs count from 1."""
-    return opt.lr * opt.lr_decay_ratio ** sum(step <= epoch for step in opt.epoch_step)
-
-
-def beta_in(epoch: int, opt) -> float:
-    """The weight of the transfer in that epoch, counted from 1: --beta, decayed to zero by the last
-    of --epochs as --beta_decay says.
-
-    linear: a straight line; cosine: half a cosine wave; step: in equal steps at those of
-    --epoch_step, zero from the last on."""
-    t = (epoch - 1) / max(1, opt.epochs - 1)
-    drops = [step for step in opt.epoch_step if step <= opt.epochs]
-    share = {
-        'none': 1,
-        'linear': 1 - t,
-        'cosine': (1 + math.cos(math.pi * t)) / 2,
-        'step': 1 - sum(step <= epoch for step in drops) / max(1, len(drops)),
-    }
-    return opt.beta * share[opt.beta_decay]
-
-
-def check_finite(rows, names: list, epoch: int, steps_before: int, folder) -> None:
-    """Raises UserError, status 1, naming step and terms of the first of `rows` [steps, terms] that
-    is not finite."""
-    bad = (~rows.isfinite()).nonzero()[:, 0]
-    if len(bad):
-        row = rows[bad[0]].tolist()
-        terms = ', '.join(f'{name} {v}' for name, v in zip(names, row) if not math.isfinite(v))
-        raise UserError(
-            f'epoch {epoch}, step {steps_before + int(bad[0]) + 1}: not finite: {terms}; {folder} is kept as after its last '
-            'checkpoint. A lower --lr or --beta may help',
-            status=1,
+            f'{option}: the net has {len(params["fc.bias"])} classes{of}, the data {len(classes)} ({listing(classes)}); '
+            'they must be the same, in the same order'
         )
 
 
@@ -1097,48 +718,385 @@ def write_curves(writer, record: dict) -> None:
     writer.flush()
 
 
-class Stopped(BaseException):
-    """A signal that ends the run, between two bytecodes of wherever it is."""
-
-    def __init__(self, signum):
-        self.signum = signum
+# ------------------------ run folder and checkpoint
 
 
-def call_main(main, argv=None) -> int:
-    """Runs main(argv) and returns the exit status: 0, that of a UserError (one line on stderr), or
-    130 and 143 for SIGINT and SIGTERM, with a line that says how to go on. main sets `main.hint` to
-    that advice as soon as there is something to go on with."""
+def holds_run(folder) -> bool:
+    """Whether a folder holds a run, ours or the published code's."""
+    names = ('log.txt', 'checkpoint.pt', 'model.hkl', 'model.pt7')
+    return any(os.path.lexists(Path(folder) / name) for name in names)
 
-    def stop(signum, frame):
-        raise Stopped(signum)
 
-    program = Path(sys.argv[0]).name
-    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
-        program += f', rank {os.environ["RANK"]}'
-    main.hint = 'nothing was written; the same command starts it again'
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        main(argv)
-        return 0
-    except ValueError as e:
-        # UserError, or data.UserError, which this file does not know by name; any other is a bug
-        # and keeps its traceback.
-        if not hasattr(e, 'status'):
-            raise
-        print(f'{program}: error: {" ".join(str(e).split())}', file=sys.stderr)
-        return e.status
-    except Stopped as e:
-        for s in before:  # a second signal does not interrupt the line
-            signal.signal(s, signal.SIG_IGN)
-        after_bar = '\n' if sys.stderr.isatty() else ''
-        print(
-            f'{after_bar}{program}: stopped by {signal.Signals(e.signum).name}: {main.hint}',
-            file=sys.stderr,
+def check_writable(folder, option: str = '--save') -> None:
+    """Raises UserError where `folder` cannot become, or is not, writable. Creates nothing."""
+    folder = Path(folder).absolute()
+    for part in (folder, *folder.parents):
+        try:
+            part.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as e:
+            raise UserError(f'{option} {folder}: {e.strerror}') from e
+        if not part.is_dir():
+            raise UserError(f'{option} {folder}: {part} is not a folder')
+        if not os.access(part, os.W_OK | os.X_OK):
+            raise UserError(f'{option} {folder}: {part} cannot be written in')
+        return
+
+
+def begin(opt, given: set, checkpoint: dict | None, folder) -> tuple[bool, bool]:
+    """(whether `folder`, which the checkpoint came from, is --save; whether that run is finished
+    already), and says so, or where the run will be.
+
+    Raises UserError where --save holds another run, or cannot be written in."""
+    check_writable(opt.save)
+    here = checkpoint is not None and os.path.realpath(folder) == os.path.realpath(opt.save)
+    if holds_run(opt.save) and not here:
+        raise UserError(
+            f'--save {opt.save}: holds a run already; go on with it by --resume, or choose another folder'
         )
-        return 128 + e.signum
+    if here and checkpoint['epoch'] >= opt.epochs:
+        with open_folder(opt.save, checkpoint):
+            print(f'{opt.save}: finished, {checkpoint["epoch"]} of {opt.epochs} epochs are done')
+        return here, True
+    print(f'run folder: {opt.save}')
+    if opt.beta and not checkpoint and 'beta' not in given:
+        print('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
+    return here, False
+
+
+@contextlib.contextmanager
+def open_folder(folder, checkpoint: dict | None, here: bool = True):
+    """Creates the run folder, locks it for this process, removes what a killed run left
+    half-written, and makes its files agree with the checkpoint.
+
+    checkpoint: the one that the run goes on from, None for a new run; here: it was read from this
+    folder. Raises UserError where the folder has changed since, where another process trains in it,
+    or where it cannot be created."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as e:
+        raise UserError(f'--save {folder}: cannot be created: {e.strerror}') from e
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(f'--save {folder}: another process is training in it') from e
+        now = load_checkpoint(folder) if holds_run(folder) else None
+        expected = checkpoint if here else None
+        before, after = ((c['epoch'], c['step']) if c else None for c in (expected, now))
+        if before != after:
+            raise UserError(
+                f'--save {folder}: another process has trained in it meanwhile; --resume goes on with its run'
+            )
+        for half in Path(folder).glob('.*.part'):
+            half.unlink()
+        if checkpoint:
+            if not here:
+                save_checkpoint(folder, checkpoint)
+            sync_folder(folder, checkpoint)
+        yield
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        os.close(lock)
+
+
+def save_checkpoint(folder, checkpoint: dict) -> None:
+    """Writes checkpoint.pt alone, and leaves log.txt and model.hkl as they are."""
+    path = Path(folder) / 'checkpoint.pt'
+    write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+
+
+def resume_advice(opt, here: bool) -> str:
+    """What makes a run go on that was begun with these options; here: it goes on from a checkpoint
+    of its own folder."""
+    elsewhere = isinstance(opt.resume, str) and not here
+    return (
+        'the same command with --resume'
+        + (' alone, without a path,' if elsewhere else '')
+        + ' goes on'
+    )
+
+
+def save_run(folder, checkpoint: dict) -> None:
+    """Writes checkpoint.pt, then log.txt and model.hkl, which follow from it."""
+    save_checkpoint(folder, checkpoint)
+    write_text(Path(folder) / 'log.txt', log_text(checkpoint))
+    save_params(Path(folder) / 'model.hkl', checkpoint['params'])
+
+
+def log_text(checkpoint: dict) -> str:
+    return ''.join(line + '\n' for line in checkpoint['log'])
+
+
+def sync_folder(folder, checkpoint: dict) -> None:
+    """Makes log.txt and model.hkl agree with the checkpoint, as a kill between two of them may
+    leave them apart; what agrees is not touched. Of a checkpoint inside an epoch only the log
+    follows: model.hkl is that of the epoch before."""
+    log, model = Path(folder) / 'log.txt', Path(folder) / 'model.hkl'
+    if (log.read_bytes() if log.is_file() else b'') != log_text(checkpoint).encode():
+        write_text(log, log_text(checkpoint))
+    if checkpoint['step']:
+        return
+    wanted = checksum(v for _, v in sorted(checkpoint['params'].items()))
+    try:
+        same = model.is_file() and checksum(load_params(model).values()) == wanted
+    except UserError:
+        same = False
+    if not same:
+        save_params(model, checkpoint['params'])
+
+
+def make_checkpoint(
+    params, optimizer, opt, epoch: int, log: list, facts: dict, step=0, sums=(), adapters=None
+):
+    """What --resume needs (see CHECKPOINT_TYPES). sums: those of the epoch's terms so far, a list
+    for each process; adapters: trained parameters that are not the net's own, and stay out of
+    model.hkl."""
+    return {
+        'params': {k: v.detach() for k, v in params.items()},
+        'adapters': {k: v.detach() for k, v in (adapters or {}).items()},
+        'optimizer': optimizer.state_dict(),
+        'epoch': epoch,
+        'step': step,
+        'sums': list(sums),
+        'options': run_options(opt),
+        'log': log,
+        'facts': facts,
+        'random': {'torch': torch.get_rng_state()},
+    }
+
+
+# What a checkpoint holds. `step` is the number of steps of epoch + 1 that are done. `random` is
+# torch's generator: nothing of a run draws from it after the initial values, so that it is kept for
+# those who add something that does.
+CHECKPOINT_TYPES = {
+    'params': dict,
+    'adapters': dict,
+    'optimizer': dict,
+    'epoch': int,
+    'step': int,
+    'sums': list,
+    'options': dict,
+    'log': list,
+    'facts': dict,
+    'random': dict,
+}
+
+
+def load_checkpoint(path) -> dict:
+    """checkpoint.pt of a run folder, or that file. Raises UserError where it is not whole."""
+    path = Path(path)
+    path = path / 'checkpoint.pt' if os.path.isdir(path) else path
+    if not os.path.isfile(path):
+        raise UserError(
+            f'--resume: {path}: no such file; a run goes on from its checkpoint.pt alone'
+        )
+    checkpoint = torch_load(path)
+    with reading(path), zipfile.ZipFile(path) as archive:
+        # torch.load does not look at the checksums
+        if archive.testzip():
+            raise UserError(f'--resume: {path}: damaged, its checksums are wrong')
+    if isinstance(checkpoint, dict):
+        checkpoint.setdefault('adapters', {})  # runs from before there were any
+    for key, kind in CHECKPOINT_TYPES.items():
+        if not isinstance(checkpoint, dict) or type(checkpoint.get(key)) is not kind:
+            raise UserError(
+                f'--resume: {path}: not a checkpoint of this program ({key!r} is missing or damaged)'
+            )
+    sound = {
+        'params': all(map(torch.is_tensor, checkpoint['params'].values())),
+        'adapters': all(map(torch.is_tensor, checkpoint['adapters'].values())),
+        'log': all(
+            isinstance(line, str) and line.startswith('json_stats: ') for line in checkpoint['log']
+        ),
+        'epoch': checkpoint['epoch'] >= 0,
+        'step': checkpoint['step'] >= 0,
+        'sums': all(isinstance(v, list) for v in checkpoint['sums']),
+    }
+    for key, well in sound.items():
+        if not well:
+            raise UserError(f'--resume: {path}: its {key!r} is damaged')
+    return checkpoint
+
+
+# What may differ between a run and its continuation: where and how long it runs, not what it
+# computes.
+MAY_DIFFER = {
+    'skip_broken',
+    'checkpoint_minutes',
+    'check_images',
+    'epochs',
+    'nthread',
+    'device',
+    'cuda',
+    'gpu_id',
+    'ngpu',
+    'compile',
+    'tensorboard',
+    'dataroot',
+    'imagenetpath',
+}
+NOT_OPTIONS_OF_A_RUN = {'resume', 'evaluate'}
+# What a run did that was begun before there was an option for it.
+DEFAULTS_OF_OLDER_RUNS = {
+    'train_crop': 'resized',
+    'net': 'wrn',
+    'no_bn': False,
+    'no_pool_relu': False,
+    'method': 'at',
+    'at_map': 'sum',
+    'at_p': 2.0,
+    'at_groups': [0, 1, 2],
+    'beta_decay': 'none',
+}
+
+
+def run_options(opt) -> dict:
+    """The options that a log line and a checkpoint carry."""
+    return {k: v for k, v in vars(opt).items() if k not in NOT_OPTIONS_OF_A_RUN}
+
+
+def find_checkpoint(opt, given: set, parser, default_save) -> tuple:
+    """(the checkpoint that --resume goes on from, its folder), or (None, None). Options that were
+    not given become those of its run.
+
+    default_save(opt): the folder where --save is not given. Raises UserError where there is no
+    sound checkpoint, or as continue_options."""
+    if not opt.resume:
+        return None, None
+    if opt.resume is True:
+        folder = source = Path(opt.save or default_save(opt))
+        if not holds_run(folder):
+            return None, None
+    else:
+        source = folder = Path(opt.resume)
+        if source.name == 'checkpoint.pt' and not os.path.isdir(source):
+            folder = source.parent
+        if not opt.save and os.path.isfile(folder):
+            raise UserError(f'--resume {source}: give the folder to go on in, --save')
+        opt.save = opt.save or str(folder)
+    checkpoint = load_checkpoint(source)
+    continue_options(opt, given, checkpoint, parser)
+    return checkpoint, folder
+
+
+def continue_options(opt, given: set, checkpoint: dict, parser) -> None:
+    """Sets every option that was not given to that of the run in `checkpoint`. Raises UserError
+    naming one that was given and differs."""
+    old = DEFAULTS_OF_OLDER_RUNS | checkpoint['options']
+    old = {k: v for k, v in old.items() if k != 'save' and hasattr(opt, k)}
+    for name, value in old.items():
+        if not parser.takes(name, value):
+            raise UserError(
+                f'--resume: the checkpoint has an impossible --{name} {_plain(value)[:60]}: it is damaged'
+            )
+        if name in given and getattr(opt, name) != value and name not in MAY_DIFFER:
+            raise UserError(
+                f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, which has {_plain(value)}'
+            )
+    longer = 'epochs' in given and opt.epochs != old.get('epochs')
+    if longer and old.get('beta_decay', 'none') != 'none':
+        raise UserError(
+            f'--epochs {opt.epochs}: beta decays over the {old.get("epochs")} epochs of this run, which cannot change'
+        )
+    if longer and 'epoch_step' not in given:
+        print(
+            f'--epochs {opt.epochs} in place of {old.get("epochs")}: the rate still drops at {_plain(old.get("epoch_step"))}'
+        )
+    # A device that is named now stands for all that was said of devices before.
+    devices = {'device', 'cuda', 'gpu_id', 'ngpu'}
+    for name, value in old.items():
+        if name not in given and not (name in devices and given & devices):
+            setattr(opt, name, value)
+
+
+def _plain(value):
+    return str(value).replace(' ', '')
+
+
+def check_facts(facts: dict, checkpoint: dict) -> None:
+    """Raises UserError where the data or the teacher is not that of the run in the checkpoint."""
+    options = {
+        'data': '--dataroot or --imagenetpath',
+        'teacher': '--teacher_id or --teacher_params',
+    }
+    for name, option in options.items():
+        if facts[name] != checkpoint['facts'].get(name):
+            raise UserError(
+                f'--resume: the {name} of {option} is not what the run began with; bring that back, or begin anew in another --save'
+            )
+
+
+# ------------------------ optimizer and schedule
+
+
+def make_optimizer(params: dict, opt, epoch: int) -> torch.optim.SGD:
+    """SGD with momentum 0.9 at the rate of that epoch; decay on every trained parameter."""
+    rate = learning_rate(epoch, opt)
+    return torch.optim.SGD(trainable(params), rate, momentum=0.9, weight_decay=opt.weight_decay)
+
+
+def trainable(params: dict) -> list:
+    return [v for v in params.values() if v.requires_grad]
+
+
+def load_optimizer(optimizer, checkpoint: dict) -> None:
+    """Raises UserError where the checkpoint's optimizer is not one of these parameters."""
+    try:
+        optimizer.load_state_dict(checkpoint['optimizer'])
+        fits = all(
+            v.shape == p.shape
+            for p, state in optimizer.state.items()
+            for v in state.values()
+            if v is not None
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f'--resume: the optimizer state does not fit the net ({e})') from e
+    if not fits:
+        raise UserError('--resume: the optimizer state does not fit the net')
+
+
+def scaled_steps(steps: list, published_epochs: int, epochs: int) -> list:
+    """The published drops, each rate keeping its share of `epochs`:
+    round((s - 1) * epochs / published_epochs) + 1."""
+    return sorted({round((s - 1) * epochs / published_epochs) + 1 for s in steps})
+
+
+def learning_rate(epoch: int, opt) -> float:
+    """--lr, times --lr_decay_ratio from each of --epoch_step on; epochs count from 1."""
+    return opt.lr * opt.lr_decay_ratio ** sum(step <= epoch for step in opt.epoch_step)
+
+
+def epoch_beta(epoch: int, opt) -> float:
+    """The weight of the transfer in that epoch, counted from 1: --beta, decayed to zero by the last
+    of --epochs as --beta_decay says.
+
+    linear: a straight line; cosine: half a cosine wave; step: in equal steps at those of
+    --epoch_step, zero from the last on."""
+    t = (epoch - 1) / max(1, opt.epochs - 1)
+    drops = [step for step in opt.epoch_step if step <= opt.epochs]
+    share = {
+        'none': 1,
+        'linear': 1 - t,
+        'cosine': (1 + math.cos(math.pi * t)) / 2,
+        'step': 1 - sum(step <= epoch for step in drops) / max(1, len(drops)),
+    }
+    return opt.beta * share[opt.beta_decay]
+
+
+def check_finite(rows, names: list, epoch: int, steps_before: int, folder) -> None:
+    """Raises UserError, status 1, naming step and terms of the first of `rows` [steps, terms] that
+    is not finite."""
+    bad = (~rows.isfinite()).nonzero()[:, 0]
+    if len(bad):
+        row = rows[bad[0]].tolist()
+        terms = ', '.join(f'{name} {v}' for name, v in zip(names, row) if not math.isfinite(v))
+        raise UserError(
+            f'epoch {epoch}, step {steps_before + int(bad[0]) + 1}: not finite: {terms}; {folder} is kept as after its last '
+            'checkpoint. A lower --lr or --beta may help',
+            status=1,
+        )
 
 
 # ------------------------ devices
@@ -1224,9 +1182,17 @@ def compiler_works(device) -> bool:
     return True
 
 
+def compiled(f, opt, device):
+    """f, compiled where --compile asks for it and a compiler works here."""
+    if not opt.compile or not compiler_works(device):
+        return f
+    # Each batch shape by itself, so that a resumed run runs the same graphs.
+    return torch.compile(f, dynamic=False)
+
+
 def warn_of_slow_dtype(dtype: str, device) -> None:
-    """One line where --dtype bfloat16 is the slow way: on a processor that has no instructions for
-    it, each number is converted there and back."""
+    """Warns where --dtype bfloat16 is the slow way: a CPU without instructions for it converts each
+    number there and back."""
     if dtype != 'bfloat16' or device.type != 'cpu' or not torch.backends.mkldnn.is_available():
         return
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -1246,11 +1212,6 @@ def multiply_adds(f, params: dict, size, device) -> int:
 # ------------------------ options
 
 
-def listing(names, most: int = 5) -> str:
-    """The first names, for a message."""
-    return ', '.join(map(str, names[:most])) + (', …' if len(names) > most else '')
-
-
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line, defaults in its help, and no abbreviations."""
 
@@ -1265,8 +1226,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
     def parse(self, argv) -> tuple[argparse.Namespace, set]:
-        """(the options, the names of those that were given). An option that is given empty is
-        refused: it comes of an unset variable."""
+        """(the options, the names of those that were given). An empty value is refused: mostly it
+        comes from an unset shell variable."""
         argv = sys.argv[1:] if argv is None else argv
         opt = self.parse_args(argv)
         words = {arg.split('=')[0] for arg in argv}
@@ -1298,29 +1259,19 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-def number(kind=float, low=None, high=None, above=None):
+def number(kind=float, low=-math.inf, high=math.inf, above=-math.inf):
     """An argparse type: a finite number of that kind, low <= number <= high, above < number."""
-    bounds = [
-        f'at least {low}' if low is not None else '',
-        f'above {above}' if above is not None else '',
-    ]
-    bounds += [f'at most {high}'] if high is not None else []
-    wanted = ' '.join(
-        [{int: 'a whole number', float: 'a number'}[kind], ' and '.join(filter(None, bounds))]
-    ).strip()
+    bounds = {'at least': low, 'above': above, 'at most': high}
+    bounds = ' and '.join(f'{word} {v}' for word, v in bounds.items() if math.isfinite(v))
+    wanted = f'{"a whole number" if kind is int else "a number"} {bounds}'.strip()
+    limit = 2**31 if kind is int else math.inf
 
     def parse(text):
         try:
             value = kind(text)
-            finite = math.isfinite(value) and (kind is float or abs(value) < 2**31)
-        except (ValueError, OverflowError):
-            value, finite = math.nan, False
-        inside = (
-            (low is None or value >= low)
-            and (high is None or value <= high)
-            and (above is None or value > above)
-        )
-        if not (finite and inside):
+        except ValueError:
+            value = math.nan
+        if not (abs(value) < limit and low <= value <= high and value > above):
             raise argparse.ArgumentTypeError(f'{text[:40]!r} is not {wanted}')
         return value
 
@@ -1345,6 +1296,7 @@ def rising_epochs(text):
 
 
 def gpu_list(text):
+    """An argparse type: numbers of GPUs, such as '0,1'."""
     if not re.fullmatch(r'\d+(,\d+)*', text):
         raise argparse.ArgumentTypeError(f'{text!r} is not a list of GPU numbers, such as 0,1')
     return text
@@ -1407,12 +1359,6 @@ def without_suffix(path: str) -> str:
     return re.sub(r'^logs/|\.(hkl|pth|pt7?|safetensors)$', '', path).strip('./')
 
 
-def scaled_steps(steps: list, published_epochs: int, epochs: int) -> list:
-    """The published drops, each rate keeping its share of `epochs`:
-    round((s - 1) * epochs / published_epochs) + 1."""
-    return sorted({round((s - 1) * epochs / published_epochs) + 1 for s in steps})
-
-
 def add_training_options(
     parser, *, batch_size, lr, epochs, weight_decay, epoch_step, lr_decay_ratio
 ) -> None:
@@ -1441,3 +1387,50 @@ def add_training_options(
     add('--compile', action=argparse.BooleanOptionalAction, default=False, help='torch.compile the step: faster, after a start of a minute or two; on one device')
     add('--deterministic', action='store_true', help='the same bits in every run on one GPU, at some cost; a CPU gives them anyway, with the same --nthread')
     # fmt: on
+
+
+# ------------------------ mistakes and signals
+
+
+class Stopped(BaseException):
+    """A signal that ends the run, between two bytecodes of wherever it is."""
+
+    def __init__(self, signum):
+        self.signum = signum
+
+
+def call_main(main, argv=None) -> int:
+    """Runs main(argv) and returns the exit status: 0, that of a UserError (one line on stderr), or
+    130 and 143 for SIGINT and SIGTERM, with a line that says how to go on. main sets `main.hint` to
+    that advice as soon as there is something to go on with."""
+
+    def stop(signum, frame):
+        raise Stopped(signum)
+
+    program = Path(sys.argv[0]).name
+    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
+        program += f', rank {os.environ["RANK"]}'
+    main.hint = 'nothing was written; the same command starts it again'
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        main(argv)
+        return 0
+    except ValueError as e:
+        # UserError, or data.UserError, which this file does not know by name; any other is a bug
+        # and keeps its traceback.
+        if not hasattr(e, 'status'):
+            raise
+        print(f'{program}: error: {" ".join(str(e).split())}', file=sys.stderr)
+        return e.status
+    except Stopped as e:
+        for s in before:  # a second signal does not interrupt the line
+            signal.signal(s, signal.SIG_IGN)
+        after_bar = '\n' if sys.stderr.isatty() else ''
+        print(
+            f'{after_bar}{program}: stopped by {signal.Signals(e.signum).name}: {main.hint}',
+            file=sys.stderr,
+        )
+        return 128 + e.signum
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
+import plot
 import resnet
 import utils
 from utils import UserError, number
@@ -476,7 +477,7 @@ def tell_agreement(opt, nets, key):
     text = (
         f'Mean over the {n:,} test images of {source} of the squared distance of two maps, {written} over the channels, l2-normalised: '
         f'between those of a net and of its teacher, {teacher.label}. 0: they are the same; 2: no place is in both.\n\n'
-        f'{utils.markdown(agreement_rows(students, distances))}\n'
+        f'{plot.markdown(agreement_rows(students, distances))}\n'
     )
     print(text, end='')
     if opt.save:

@@ -115,7 +115,7 @@ def random_set(n):
 
 
 def make_nets(device):
-    """(f_student, f_teacher, params, the student's trainable tensors), as cifar.main makes them."""
+    """(f_student, f_teacher, params), as cifar.main makes them."""
     torch.manual_seed(0)
     params, functions = {}, []
     for base, (depth, width) in ('student.', STUDENT), ('teacher.', TEACHER):
@@ -123,7 +123,7 @@ def make_nets(device):
         functions.append(f)
         params |= {base + k: v for k, v in utils.to_device(p, device).items()}
     params = {k: v.detach() if k.startswith('teacher.') else v for k, v in params.items()}
-    return *functions, params, [v for v in params.values() if v.requires_grad]
+    return *functions, params
 
 
 def ours(opt, dtype, compiled):
@@ -131,11 +131,11 @@ def ours(opt, dtype, compiled):
     utils.keep_freed_memory()
     options = cifar_options(opt, dtype)
     device, device_ids = utils.choose_device(options)
-    f_student, f_teacher, params, trainable = make_nets(device)
+    f_student, f_teacher, params = make_nets(device)
     loss_of = cifar.make_loss(f_student, f_teacher, options, device_ids)
     if compiled:
         loss_of = torch.compile(loss_of, dynamic=False)
-    optimizer = utils.make_optimizer(trainable, options, epoch=1)
+    optimizer = utils.make_optimizer(params, options, epoch=1)
     whole = utils.to_device(random_set(opt.images), device)
 
     def run(steps):
@@ -155,7 +155,7 @@ def published(opt, dtype, compiled):
     from PIL import Image
 
     device, _ = utils.choose_device(cifar_options(opt, dtype))
-    _, _, params, trainable = make_nets(device)
+    _, _, params = make_nets(device)
     params = {k: v.detach().contiguous().requires_grad_(v.requires_grad) for k, v in params.items()}
     trainable = [v for v in params.values() if v.requires_grad]
     optimizer = torch.optim.SGD(trainable, 0.1, momentum=0.9, weight_decay=5e-4)

@@ -77,7 +77,7 @@ def main(argv=None):
     if out.suffix == '.hkl':
         utils.save_params(out, params)
     else:
-        utils.write_bytes(out, file.getbuffer())
+        utils.write_atomically(out, lambda temporary: temporary.write_bytes(file.getbuffer()))
     print(f'wrote {out}: {what}')
 
 

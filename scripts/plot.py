@@ -16,6 +16,8 @@ activations. Horizontal lines are means of the test error over stretches of the 
 where the schedule is the paper's, dashed ones are what was read off the paper's curves, about ±0.1.
 """
 
+import contextlib
+import json
 import math
 import os
 import sys
@@ -80,13 +82,18 @@ def main(argv=None):
     print(figure_table(runs) if opt.paper_figure else table(runs))
     save.parent.mkdir(parents=True, exist_ok=True)
     figure = draw_paper_figure(runs) if opt.paper_figure else draw(runs)
-    matplotlib.rcParams['svg.hashsalt'] = 'plot'  # the same logs give the same bytes
-    metadata = {'Date': None} if save.suffix == '.svg' else None
+    write_figure(save, figure)
+    print(f'wrote {save}')
+
+
+def write_figure(file, figure) -> None:
+    """Writes and closes it; the same figure gives the same bytes."""
+    matplotlib.rcParams['svg.hashsalt'] = 'attention transfer'
+    metadata = {'Date': None} if file.suffix == '.svg' else None
     utils.write_atomically(
-        save, lambda file: figure.savefig(file, format=save.suffix[1:], metadata=metadata)
+        file, lambda part: figure.savefig(part, format=file.suffix[1:], metadata=metadata)
     )
     plt.close(figure)
-    print(f'wrote {save}')
 
 
 def names_of(files):
@@ -114,10 +121,18 @@ def read_run(file) -> dict:
     n_parameters, epochs = (records[-1].get(k) for k in ('n_parameters', 'epochs'))
     return run | {
         'epochs': epochs if type(epochs) is int and 0 < epochs <= 1_000_000 else shown[-1][0],
-        'epoch_step': utils.epoch_steps(records[-1]),
+        'epoch_step': epoch_steps(records[-1]),
         'n_parameters': n_parameters if isinstance(n_parameters, int) else None,
         'time': sum(times) if not math.isnan(sum(times)) else None,
     }
+
+
+def epoch_steps(record: dict):
+    """A log record's epoch_step, a list; the published code wrote it as text."""
+    value = record.get('epoch_step')
+    with contextlib.suppress(ValueError):
+        value = json.loads(value) if isinstance(value, str) else value
+    return value
 
 
 def first(value) -> float:
@@ -140,7 +155,22 @@ def table(runs) -> str:
                 clock(run['time']),
             ]
         )
-    return utils.markdown(rows)
+    return markdown(rows)
+
+
+def markdown(rows: list) -> str:
+    """A table of Markdown from lists of strings, the first of them the heads; aligned, all columns
+    but the first to the right."""
+    rows = [[cell.replace('|', r'\|') for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        ' | '.join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths)))
+        for row in rows
+    ]
+    rule = '|'.join('-' * (w + 1) + (':' if i else '-') for i, w in enumerate(widths))
+    return '\n'.join(
+        f'|{line}|' for line in (f' {lines[0]} ', rule, *(f' {v} ' for v in lines[1:]))
+    )
 
 
 def clock(seconds) -> str:
@@ -247,7 +277,7 @@ def figure_table(runs) -> str:
         rows.append([label, *map(percent, means(run))])
         if paper := paper_means(label, run):
             rows.append([f'{label}, paper', *map(percent, paper)])
-    return utils.markdown(rows)
+    return markdown(rows)
 
 
 def span(epochs):

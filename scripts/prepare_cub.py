@@ -21,8 +21,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
+import prepare
 import utils
-from utils import UserError, number
+from utils import UserError
 
 SHORTER_SIDE = 256  # section 4.2 of the paper
 QUALITY = 95
@@ -31,21 +32,19 @@ LONGEST_JPEG = 65500  # of libjpeg
 ADVICE = 'unpack CUB_200_2011.tgz again, and give its folder CUB_200_2011'
 
 parser = utils.Parser(__doc__)
-# fmt: off
-parser.add_argument('cub_dir', metavar='CUB_DIR', help='the folder CUB_200_2011, as it was unpacked')
-parser.add_argument('out_dir', metavar='OUT_DIR', help='what is written: a new or empty folder')
-parser.add_argument('--resume', action='store_true', help='keep the photographs that are in OUT_DIR, each of them whole, and write those that are missing')
-parser.add_argument('--nthread', default=0, type=number(int, 0, 1024), help='CPU threads (default: 0, one a core)')
-# fmt: on
+parser.add_argument(
+    'cub_dir', metavar='CUB_DIR', help='the folder CUB_200_2011, as it was unpacked'
+)
+prepare.add_options(parser)
 
 
 def main(argv=None):
     opt, _ = parser.parse(argv)
     out = Path(opt.out_dir)
     photographs = read_lists(Path(opt.cub_dir))
-    data.check_classes(photographs, opt.cub_dir)
+    prepare.check_classes(photographs, opt.cub_dir)
     utils.check_writable(out, 'OUT_DIR')
-    names = data.unwritten(out, photographs, opt.resume)
+    names = prepare.unwritten(out, photographs, opt.resume)
     cv2.setNumThreads(1)  # the threads are ours: a photograph each
     torch.set_num_threads(1)
 
@@ -55,7 +54,7 @@ def main(argv=None):
     def write(name):
         image = cv2.cvtColor(scaled(cut(*photographs[name])), cv2.COLOR_RGB2BGR)
         _, raw = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-        utils.write_bytes(out / name, raw.tobytes())
+        prepare.write_photograph(out / name, raw.tobytes())
 
     data.in_threads(check, names, 'checking', opt.nthread)
     main.hint = 'the same command with --resume goes on'
@@ -78,7 +77,7 @@ def read_lists(root) -> dict:
     known = {name for name, _ in classes.values()}
     photographs, seen = {}, set()
     for i, (path, where) in paths.items():
-        if not data.is_class_and_file(path) or path.split('/')[0] not in known:
+        if not prepare.is_class_and_file(path) or path.split('/')[0] not in known:
             raise UserError(
                 f'{where}: {path[:80]!r} is not CLASS/FILE, with a CLASS of classes.txt; {ADVICE}'
             )
@@ -94,7 +93,7 @@ def read_lists(root) -> dict:
 def read_list(file, parse, wanted) -> dict:
     """{id: (parse(what follows the id), where it stands)}."""
     entries = {}
-    for where, line in data.read_lines(file, ADVICE):
+    for where, line in prepare.read_lines(file, ADVICE):
         try:
             i, value = line.split(maxsplit=1)
             i, value = int(i), parse(value.strip())

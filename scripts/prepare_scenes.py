@@ -19,18 +19,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
+import prepare
 import utils
-from utils import UserError, number
+from utils import UserError
 
 ADVICE = 'give the folder that holds TrainImages.txt, TestImages.txt and the unpacked Images'
 
 parser = utils.Parser(__doc__)
 # fmt: off
 parser.add_argument('scenes_dir', metavar='SCENES_DIR', help='the folder that holds Images, TrainImages.txt and TestImages.txt')
-parser.add_argument('out_dir', metavar='OUT_DIR', help='what is written: a new or empty folder')
 parser.add_argument('--skip_broken', action='store_true', help='leave out photographs that cannot be decoded (some are GIFs, which older OpenCV does not read); else they are listed, and nothing is written')
-parser.add_argument('--resume', action='store_true', help='keep the photographs that are in OUT_DIR, each of them whole, and write those that are missing')
-parser.add_argument('--nthread', default=0, type=number(int, 0, 1024), help='CPU threads (default: 0, one a core)')
+prepare.add_options(parser)
 # fmt: on
 
 
@@ -38,9 +37,9 @@ def main(argv=None):
     opt, _ = parser.parse(argv)
     out = Path(opt.out_dir)
     photographs = read_lists(Path(opt.scenes_dir))
-    data.check_classes(photographs, opt.scenes_dir)
+    prepare.check_classes(photographs, opt.scenes_dir)
     utils.check_writable(out, 'OUT_DIR')
-    names = data.unwritten(out, photographs, opt.resume)
+    names = prepare.unwritten(out, photographs, opt.resume)
     faults = data.find_faults([photographs[name] for name in names], opt.nthread)
     broken = {name for name, fault in zip(names, faults) if fault}
     for fault in filter(None, faults):
@@ -50,10 +49,10 @@ def main(argv=None):
             f'{len(broken)} photographs are broken (listed above); replace them, or give --skip_broken'
         )
     kept = [name for name in photographs if name not in broken]
-    data.check_classes(kept, f'{opt.scenes_dir}, without what is broken')
+    prepare.check_classes(kept, f'{opt.scenes_dir}, without what is broken')
 
     def write(name):
-        utils.write_bytes(out / name, data.read_image(photographs[name]))
+        prepare.write_photograph(out / name, data.read_image(photographs[name]))
 
     main.hint = 'the same command with --resume goes on'
     data.in_threads(write, [name for name in names if name not in broken], 'writing', opt.nthread)
@@ -66,8 +65,8 @@ def read_lists(root) -> dict:
     """{train/CLASS/FILE or val/CLASS/FILE: photograph}, all that the lists in `root` tell."""
     photographs = {}
     for split, name in ('train', 'TrainImages.txt'), ('val', 'TestImages.txt'):
-        for where, path in data.read_lines(root / name, ADVICE):
-            if not data.is_class_and_file(path):
+        for where, path in prepare.read_lines(root / name, ADVICE):
+            if not prepare.is_class_and_file(path):
                 raise UserError(
                     f'{where}: {path[:80]!r} is not CLASS/FILE, a path below Images; correct the line'
                 )

@@ -54,52 +54,27 @@ CONVERGENCE = [
 ]
 CONVERGENCE.append(('last epoch', (), 8.77, 7.93, 8.51))
 
+
+def pair(title, student, teacher, numbers, methods='student AT F-ActT KD AT+KD teacher', **more):
+    """The Section of a student and its teacher; numbers: the paper's, in the order of `methods`."""
+    prefix = {'AT': 'at', 'F-ActT': 'factt', 'KD': 'kd', 'AT+KD': 'at_kd'}
+    nets = {'student': student, 'teacher': teacher}
+    rows = [
+        (m.replace('+', ' + '), number, nets.get(m) or f'{prefix[m]}_{student}_from_{teacher}')
+        for m, number in zip(methods.split(), numbers)
+    ]
+    return Section(title, rows, **more)
+
+
 TABLES = {
     'table1': [
-        Section(
-            'NIN-thin from NIN-wide',
-            [
-                ('student', 9.38, 'nin_96'),
-                ('AT', 8.93, 'at_nin_96_from_nin_192'),
-                ('F-ActT', 9.05, 'factt_nin_96_from_nin_192'),
-                ('KD', 8.55, 'kd_nin_96_from_nin_192'),
-                ('AT + KD', 8.33, 'at_kd_nin_96_from_nin_192'),
-                ('teacher', 7.28, 'nin_192'),
-            ],
-        ),
-        Section(
-            'WRN-16-1 from WRN-16-2',
-            [
-                ('student', 8.77, 'wrn_16_1'),
-                ('AT', 7.93, 'at_wrn_16_1_from_wrn_16_2'),
-                ('F-ActT', 8.51, 'factt_wrn_16_1_from_wrn_16_2'),
-                ('KD', 7.41, 'kd_wrn_16_1_from_wrn_16_2'),
-                ('AT + KD', 7.51, 'at_kd_wrn_16_1_from_wrn_16_2'),
-                ('teacher', 6.31, 'wrn_16_2'),
-            ],
-        ),
-        Section(
-            'WRN-16-1 from WRN-40-1',
-            [
-                ('student', 8.77, 'wrn_16_1'),
-                ('AT', 8.25, 'at_wrn_16_1_from_wrn_40_1'),
-                ('F-ActT', 8.62, 'factt_wrn_16_1_from_wrn_40_1'),
-                ('KD', 8.39, 'kd_wrn_16_1_from_wrn_40_1'),
-                ('AT + KD', 8.01, 'at_kd_wrn_16_1_from_wrn_40_1'),
-                ('teacher', 6.58, 'wrn_40_1'),
-            ],
-        ),
-        Section(
-            'WRN-16-2 from WRN-40-2',
-            [
-                ('student', 6.31, 'wrn_16_2'),
-                ('AT', 5.85, 'at_wrn_16_2_from_wrn_40_2'),
-                ('F-ActT', 6.24, 'factt_wrn_16_2_from_wrn_40_2'),
-                ('KD', 6.08, 'kd_wrn_16_2_from_wrn_40_2'),
-                ('AT + KD', 5.71, 'at_kd_wrn_16_2_from_wrn_40_2'),
-                ('teacher', 5.23, 'wrn_40_2'),
-            ],
-        ),
+        pair(title, student, teacher, errors)
+        for title, student, teacher, *errors in (
+            ('NIN-thin from NIN-wide', 'nin_96', 'nin_192', 9.38, 8.93, 9.05, 8.55, 8.33, 7.28),
+            ('WRN-16-1 from WRN-16-2', 'wrn_16_1', 'wrn_16_2', 8.77, 7.93, 8.51, 7.41, 7.51, 6.31),
+            ('WRN-16-1 from WRN-40-1', 'wrn_16_1', 'wrn_40_1', 8.77, 8.25, 8.62, 8.39, 8.01, 6.58),
+            ('WRN-16-2 from WRN-40-2', 'wrn_16_2', 'wrn_40_2', 6.31, 5.85, 6.24, 6.08, 5.71, 5.23),
+        )
     ],
     'table2': [
         Section(
@@ -116,9 +91,9 @@ TABLES = {
             'WRN-16-1 from WRN-16-2, sum |A|^2, by group',
             [
                 ('student, no group', 8.77, 'wrn_16_1'),
-                ('group 1', 8.11, 'at_group0_wrn_16_1_from_wrn_16_2'),
-                ('group 2', 7.96, 'at_group1_wrn_16_1_from_wrn_16_2'),
-                ('group 3', 7.97, 'at_group2_wrn_16_1_from_wrn_16_2'),
+                ('first group', 8.11, 'at_group0_wrn_16_1_from_wrn_16_2'),
+                ('second group', 7.96, 'at_group1_wrn_16_1_from_wrn_16_2'),
+                ('third group', 7.97, 'at_group2_wrn_16_1_from_wrn_16_2'),
                 ('all three', 7.93, 'at_wrn_16_1_from_wrn_16_2'),
             ],
         ),
@@ -179,26 +154,11 @@ TABLES = {
         for title, epochs, student, at, factt in CONVERGENCE
     ],
     'cifar100': [
-        Section(
-            'WRN-16-2 from WRN-40-2',
-            [
-                ('student', 73.26, 'wrn_16_2'),
-                ('KD', 74.92, 'kd_wrn_16_2_from_wrn_40_2'),
-                ('AT', 74.08, 'at_wrn_16_2_from_wrn_40_2'),
-                ('teacher', 75.61, 'wrn_40_2'),
-            ],
-            measure='accuracy',
-        ),
-        Section(
-            'WRN-40-1 from WRN-40-2',
-            [
-                ('student', 71.98, 'wrn_40_1'),
-                ('KD', 73.54, 'kd_wrn_40_1_from_wrn_40_2'),
-                ('AT', 72.77, 'at_wrn_40_1_from_wrn_40_2'),
-                ('teacher', 75.61, 'wrn_40_2'),
-            ],
-            measure='accuracy',
-        ),
+        pair(title, student, 'wrn_40_2', found, 'student KD AT teacher', measure='accuracy')
+        for title, student, *found in (
+            ('WRN-16-2 from WRN-40-2', 'wrn_16_2', 73.26, 74.92, 74.08, 75.61),
+            ('WRN-40-1 from WRN-40-2', 'wrn_40_1', 71.98, 73.54, 72.77, 75.61),
+        )
     ],
     'controls': [
         Section(
@@ -299,7 +259,7 @@ def main(argv=None):
         if file.suffix == '.md':
             utils.write_text(file, text)
         else:
-            write_picture(file, draw_beta(runs, sections[0]))
+            plot.write_figure(file, draw_beta(runs, sections[0]))
         print(f'wrote {file}')
 
 
@@ -378,7 +338,9 @@ def is_record(record) -> bool:
     numbers = acc if isinstance(acc, list) and len(acc) == 2 else [acc]
     if 'evaluate' not in record:
         numbers = [*numbers, record.get('epoch'), record.get('epochs')]
-    return all(type(v) in (int, float) and math.isfinite(v) for v in numbers)
+    costs = [record[k] for k in ('n_parameters', 'multiply_adds') if record.get(k) is not None]
+    times = [record['train_time']] if 'train_time' in record else []
+    return all(type(v) in (int, float) and math.isfinite(v) for v in numbers + costs + times)
 
 
 def value_of(run, section):
@@ -400,30 +362,45 @@ def value_of(run, section):
 
 def has_paper_schedule(run) -> bool:
     last = run.records[-1]
-    return last['epochs'] == plot.PAPER_EPOCHS and utils.epoch_steps(last) == plot.PAPER_STEPS
+    return last['epochs'] == plot.PAPER_EPOCHS and plot.epoch_steps(last) == plot.PAPER_STEPS
 
 
 def values_of(runs, section) -> dict:
-    """{seed: number} of those runs that have one."""
+    """{seed: number} of those runs that have one; none where the runs of a row are not alike."""
+    if differing(runs):
+        return {}
     values = {run.seed: value_of(run, section) for run in runs if run.finished()}
     return {seed: v for seed, v in values.items() if v is not None}
 
 
+def differing(runs) -> list:
+    """In what the finished runs of one row differ that makes them no seeds of one experiment."""
+    records = [run.records[-1] for run in runs if run.finished()]
+    values = {
+        'epochs': {r.get('epochs') for r in records},
+        'dataset': {data_of(r) for r in records},
+        'validate': {r.get('validate') for r in records},
+    }
+    return [name for name, found in values.items() if len(found) > 1]
+
+
 def equal_time(logs, epochs) -> int:
     """Epochs that WRN-16-1 alone trains in the time of `epochs` with AT, by the medians of the
-    logs' train_time."""
+    logs' train_time: of each seed that has both runs, and the median of these."""
 
-    def median(stem):
+    def times(stem):
         runs = read_runs(stem, seeds_of({stem}, logs), logs)
-        times = [r['train_time'] for run in runs if run.finished() for r in run.records]
-        if not times:
-            raise UserError(f'{logs}: no finished run {stem}_seedN to measure')
-        return statistics.median(times)
+        found = {r.seed: [v['train_time'] for v in r.records] for r in runs if r.finished()}
+        return {seed: statistics.median(v) for seed, v in found.items()}
 
-    transfer, alone = median('at_wrn_16_1_from_wrn_16_2'), median('wrn_16_1')
-    if not alone:
-        raise UserError(f'{logs}: the runs wrn_16_1_seedN have trained no epoch to measure')
-    return round(epochs * transfer / alone)
+    at, alone = 'at_wrn_16_1_from_wrn_16_2', 'wrn_16_1'
+    with_at, without = times(at), times(alone)
+    both = sorted(with_at.keys() & without.keys())
+    if not both:
+        raise UserError(f'{logs}: no seed has finished both {at}_seedN and {alone}_seedN')
+    if not all(without[seed] for seed in both):
+        raise UserError(f'{logs}: the runs {alone}_seedN have trained no epoch to measure')
+    return round(epochs * statistics.median(with_at[seed] / without[seed] for seed in both))
 
 
 # ------------------------ numbers
@@ -454,9 +431,13 @@ def cost(runs) -> tuple:
     for run in runs:
         last = run.records[-1] if run.finished() else {}
         if 'evaluate' in last:
-            return last['n_parameters'], last['multiply_adds']
+            return last.get('n_parameters'), last.get('multiply_adds')
         if last and run.folder and (run.folder / 'model.hkl').is_file():
-            f, params, _ = resnet.load_net(run.folder)
+            try:
+                f, params, _ = resnet.load_net(run.folder)
+            except UserError as e:  # its errors are known all the same
+                print(f'warning: {e}', file=sys.stderr)
+                return last.get('n_parameters'), None
             trained = sum(v.numel() for k, v in params.items() if not utils.is_statistic(k))
             size = [last.get('image_size', 32)] * 2
             return trained, utils.multiply_adds(f, params, size, 'cpu')
@@ -498,10 +479,10 @@ def table(sections, runs) -> str:
                     *costs_shown(*costs[stem]),
                     shown(paper),
                     *median_shown(values),
-                    gain_shown(compared),
+                    gain_shown(compared, len(values)),
                 ]
             )
-    return utils.markdown([['', *head], *lines])
+    return plot.markdown([['', *head], *lines])
 
 
 def shown(value):
@@ -523,12 +504,15 @@ def median_shown(values):
     return f'{statistics.median(values.values()):.2f}', spread, str(len(values))
 
 
-def gain_shown(found):
+def gain_shown(found, runs):
+    """A gain, with the number of its pairs where that is not the row's number of runs."""
     if found is None:
         return ''
     mean, half, n = found
     mean = round(mean, 2) + 0.0  # no -0.00
-    return f'{mean:+.2f}' if half is None else f'{mean:+.2f} ± {half:.2f} (n = {n})'
+    spread = '' if half is None else f' ± {half:.2f}'
+    pairs = '' if n == runs == 1 else f' (n = {n})'
+    return f'{mean:+.2f}{spread}{pairs}'
 
 
 def notes(name, runs, logs) -> list:
@@ -536,10 +520,12 @@ def notes(name, runs, logs) -> list:
     missing."""
     every = [run for of_stem in runs.values() for run in of_stem]
     finished = [run for run in every if run.finished() and 'epoch' in run.records[-1]]
-    parts = [
-        f'{logs}: the last epoch, median over n seeds. Gain: mean over the seeds of the points won over the student alone of the same seed, the first row, '
-        f'± the 95 % interval. {PUBLISHED.get(name, "")}'.strip()
-    ]
+    of = 'the mean over the epochs of each section' if name == 'convergence' else 'the last epoch'
+    caption = (
+        f'{logs}: {of}, median over n seeds. Gain: mean over the seeds of the points won over the '
+        'student alone of the same seed, the first row, ± the 95 % interval. '
+    )
+    parts = [(caption + PUBLISHED.get(name, '')).strip()]
     if name == 'convergence' and not all(map(has_paper_schedule, finished)):
         parts.append(
             "Runs of another schedule than the paper's 200 epochs have no means over its stretches of epochs."
@@ -547,6 +533,9 @@ def notes(name, runs, logs) -> list:
     if finished:
         parts.append(bullets('Trained with:', schedules(finished)))
         parts.append(bullets('By method:', methods(runs)))
+    odd = {stem: ' and '.join(differing(of_stem)) for stem, of_stem in runs.items()}
+    if lines := [f'{stem}: its runs differ in {what}' for stem, what in odd.items() if what]:
+        parts.append(bullets('Not comparable, and left out above:', lines))
     if lines := missing(runs):
         parts.append(bullets('Not finished, and left out above:', lines))
     if not every:
@@ -569,13 +558,8 @@ def schedules(runs) -> list:
         having = {}
         for run in runs:
             record = run.records[-1]
-            value = (
-                record.get('initial_lr')
-                if key == 'lr'
-                else data_of(record)
-                if key == 'dataset'
-                else record.get(key)
-            )
+            special = {'lr': record.get('initial_lr'), 'dataset': data_of(record)}
+            value = special[key] if key in special else record.get(key)
             if value is not None:
                 having.setdefault(told(value), []).append(run.name)
         if len(having) == 1:
@@ -691,15 +675,6 @@ def draw_beta(runs, section):
 def spread(values):
     middle = statistics.median(values.values())
     return middle, middle - min(values.values()), max(values.values()) - middle
-
-
-def write_picture(file, figure):
-    matplotlib.rcParams['svg.hashsalt'] = 'summarize'  # the same logs give the same bytes
-    metadata = {'Date': None} if file.suffix == '.svg' else None
-    utils.write_atomically(
-        file, lambda part: figure.savefig(part, format=file.suffix[1:], metadata=metadata)
-    )
-    plt.close(figure)
 
 
 if __name__ == '__main__':

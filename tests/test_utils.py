@@ -408,7 +408,7 @@ def test_losses_of_the_input_gradient_pass_gradcheck():
 def test_beta_goes_to_zero_by_the_last_epoch():
     def betas(decay, epochs=5, steps=(3, 4)):
         opt = argparse.Namespace(beta=8.0, beta_decay=decay, epochs=epochs, epoch_step=list(steps))
-        return [utils.beta_in(e, opt) for e in range(1, epochs + 1)]
+        return [utils.epoch_beta(e, opt) for e in range(1, epochs + 1)]
 
     assert betas('none') == [8] * 5
     assert betas('linear') == pytest.approx([8, 6, 4, 2, 0])
@@ -1465,16 +1465,16 @@ def test_log_and_model_are_made_to_agree_with_the_checkpoint(tmp_path):
     whole = log.read_bytes(), model.read_bytes()
     assert log.read_text() == f'{LINE}\n{LINE}\n'
     before = inode(log), inode(model)
-    utils.agree(tmp_path, checkpoint)
+    utils.sync_folder(tmp_path, checkpoint)
     assert (inode(log), inode(model)) == before, 'what agrees is not touched'
     log.write_text(f'{LINE}\n{LINE}\n{LINE}\n'), model.unlink()
-    utils.agree(tmp_path, checkpoint)
+    utils.sync_folder(tmp_path, checkpoint)
     assert (log.read_bytes(), model.read_bytes()) == whole
     log.unlink(), utils.save_params(model, a_checkpoint(2.0)['params'])
-    utils.agree(tmp_path, checkpoint)
+    utils.sync_folder(tmp_path, checkpoint)
     assert (log.read_bytes(), model.read_bytes()) == whole
     model.write_bytes(whole[1][:-100])
-    utils.agree(tmp_path, checkpoint)
+    utils.sync_folder(tmp_path, checkpoint)
     assert (log.read_bytes(), model.read_bytes()) == whole
 
 
@@ -1507,7 +1507,7 @@ def test_a_checkpoint_comes_back_and_is_checked(tmp_path):
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
-    key=st.sampled_from(sorted(utils.CHECKPOINT)),
+    key=st.sampled_from(sorted(utils.CHECKPOINT_TYPES)),
     value=st.none()
     | st.integers()
     | st.text()
@@ -1601,12 +1601,12 @@ def test_crc_follows_every_byte_and_no_memory_layout():
     x = randn(3, 2, 2, 2)
     y = x.clone()
     assert (
-        utils.crc([x])
-        == utils.crc([y])
-        == utils.crc([x.contiguous(memory_format=torch.channels_last)])
+        utils.checksum([x])
+        == utils.checksum([y])
+        == utils.checksum([x.contiguous(memory_format=torch.channels_last)])
     )
     y.view(torch.uint8)[2, 1, 1, 7] ^= 1
-    assert utils.crc([x]) != utils.crc([y])
+    assert utils.checksum([x]) != utils.checksum([y])
 
 
 def test_mistakes_are_one_line_and_exit_status_2(capsys):

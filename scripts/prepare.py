@@ -1,0 +1,87 @@
+"""What prepare_cub.py and prepare_scenes.py share: published lists in, train/CLASS/FILE and
+val/CLASS/FILE out."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import utils
+from utils import UserError, number
+
+
+def add_options(parser) -> None:
+    # fmt: off
+    parser.add_argument('out_dir', metavar='OUT_DIR', help='what is written: a new or empty folder')
+    parser.add_argument('--resume', action='store_true', help='keep the photographs that are in OUT_DIR, each of them whole, and write those that are missing')
+    parser.add_argument('--nthread', default=0, type=number(int, 0, 1024), help='CPU threads (default: 0, one a core)')
+    # fmt: on
+
+
+def read_lines(file, advice: str) -> list[tuple[str, str]]:
+    """(where, line) for the lines of a published list that are not blank; `where` names file and
+    line in a message.
+
+    Raises UserError, with that advice, where the file cannot be read."""
+    try:
+        # Names keep their bytes, whatever their encoding.
+        text = Path(file).read_text(encoding='utf-8-sig', errors='surrogateescape')
+    except OSError as e:
+        raise UserError(f'{file}: cannot be read: {e.strerror}; {advice}') from e
+    lines = enumerate(text.split('\n'), 1)
+    return [(f'{file}, line {i}', line) for i, line in lines if line.strip()]
+
+
+def is_class_and_file(path: str) -> bool:
+    """Whether a path is CLASS/FILE, which leads out of no folder, and which scan_folder would not
+    pass over as hidden."""
+    return re.fullmatch(r'[^/.\0][^/\0]*/[^/.\0][^/\0]*', path) is not None
+
+
+def check_classes(names, source) -> None:
+    """Raises UserError where files of these names, train/CLASS/FILE and val/CLASS/FILE, would be no
+    set that scan_folder takes."""
+    train, val = (
+        {n.split('/')[1] for n in names if n.startswith(split)} for split in ('train/', 'val/')
+    )
+    if odd := sorted(train ^ val):
+        raise UserError(
+            f'{source}: class {odd[0]} has images only {"to train on" if odd[0] in train else "to test on"}; it needs both'
+        )
+    if len(train) < 2:
+        raise UserError(f'{source}: has {len(train)} classes; at least 2 are needed')
+
+
+def unwritten(folder, names, resume: bool) -> list[str]:
+    """Those of `names`, paths below `folder`, that are not there yet. Raises UserError where it
+    holds a file of another name, or, without `resume`, anything at all."""
+    try:
+        if not resume and os.path.isdir(folder) and os.listdir(folder):
+            raise UserError(
+                f'OUT_DIR {folder}: is not empty; give a new folder, or --resume to go on with a run that was stopped'
+            )
+    except OSError as e:
+        raise UserError(f'OUT_DIR {folder}: {e.strerror}') from e
+    # What is hidden, a killed run left half-written; it is written over.
+    found = {
+        os.path.relpath(os.path.join(parent, file), folder)
+        for parent, _, files in os.walk(folder)
+        for file in files
+        if not file.startswith('.')
+    }
+    if odd := sorted(found - set(names)):
+        raise UserError(
+            f'OUT_DIR {folder}: holds {odd[0]}, which is not of this set; give a new folder'
+        )
+    return [name for name in names if name not in found]
+
+
+def write_photograph(path, raw: bytes) -> None:
+    """Writes its bytes whole or not at all, in folders that are made where they are missing."""
+
+    def write(temporary):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(raw)
+
+    utils.write_atomically(path, write)
