@@ -11,11 +11,14 @@
 #
 # Two of these scripts at a time may come to the same net; the second then stops and says so.
 
-# What is to be done stands in the environment; a word is a wish for help, or a mistake, and starts no training.
+# Options come from the environment. Any argument but --help is a mistake, and starts no training.
 case ${1:-} in
   '') ;;
   -h | --help)
-    sed -n '2,/^[^#]/{/^# shellcheck/d;s/^# \{0,1\}//p;}' "$0"
+    for file in "$0" "${BASH_SOURCE[0]}"; do
+      [ "$file" = "$0" ] || echo
+      sed -n '2,/^[^#]/{/^# shellcheck/d;s/^# \{0,1\}//p;}' "$file"
+    done
     exit
     ;;
   *)
@@ -36,8 +39,9 @@ from_root() {
 
 JOBS=${JOBS:-1}
 case $JOBS in *[!0-9]* | 0*) complain "JOBS=$JOBS: must be a whole number of at least 1" ;; esac
-case ${EPOCHS:-1} in *[!0-9]*) complain "EPOCHS=$EPOCHS: must be a whole number" ;; esac
+case ${EPOCHS:-1} in *[!0-9]* | 0[0-9]*) complain "EPOCHS=$EPOCHS: must be a whole number" ;; esac
 case " ${SEEDS:-0} " in *[!0-9\ ]* | *\ 0[0-9]*) complain "SEEDS=$SEEDS: must be whole numbers, such as SEEDS=\"0 1 2\"" ;; esac
+[ -z "${SEEDS:-}" ] || [ -n "${SEEDS// /}" ] || complain "SEEDS='$SEEDS': names no seed; leave it out, or give some, such as SEEDS=\"0 1 2\""
 [ -z "${LOGS:-}" ] || LOGS=$(from_root "$LOGS")
 DATAROOT=$(from_root "${DATAROOT:-$HOME/data}")
 read -r -a extra <<< "${EXTRA:-}"
@@ -53,7 +57,11 @@ IFS=, read -r -a gpus <<< "${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index
 # find_cifar CIFAR10: sets `dataset` to the options that say where that set is.
 find_cifar() {
   dataset=(--dataset "$1" --dataroot "$DATAROOT")
-  [ ! -d "$DATAROOT/train" ] || dataset=(--dataset folder --dataroot "$DATAROOT")
+  if [ -d "$DATAROOT/train" ]; then
+    dataset=(--dataset folder --dataroot "$DATAROOT")
+    local classes=("$DATAROOT"/train/*/)
+    [ "$1" != CIFAR100 ] || [ ${#classes[@]} = 100 ] || complain "DATAROOT=$DATAROOT: has ${#classes[@]} folders in train, not the 100 classes of CIFAR-100"
+  fi
   [ -z "${DRY_RUN:-}" ] && [ "${dataset[1]}" = "$1" ] || return 0
   case " ${EXTRA:-} " in *' --dataset'[\ =]*) return ;; esac
   mkdir -p "$DATAROOT"
@@ -83,25 +91,23 @@ check_file() {
   [ -n "${DRY_RUN:-}" ] || [ -e "${!1}" ] || complain "$1=${!1}: there is no such file; make one with $2, or name another"
 }
 
-chosen=0 # how many runs are
-
 # is_chosen NAME: whether ONLY has it.
 is_chosen() {
   local pattern
   for pattern in ${only[@]+"${only[@]}"}; do
     # shellcheck disable=SC2053  # a pattern it is
-    if [[ $1 == $pattern ]]; then
-      chosen=$((chosen + 1))
-      return
-    fi
+    [[ $1 != $pattern ]] || return 0
   done
   return 1
 }
+
+chosen=0 # the number of runs that ONLY has
 
 pids=() names=() commands=() # of the runs under way, by slot: 0 to JOBS - 1
 
 run() {
   is_chosen "$2" || return 0
+  chosen=$((chosen + 1))
   local script=$1 name=$2 i launch=("${python[@]}")
   local words=("$script" --save "$LOGS/$name" "${@:3}" --resume ${extra[@]+"${extra[@]}"})
   if [ -n "${DRY_RUN:-}" ]; then
@@ -214,6 +220,7 @@ summarize() { tool scripts/summarize.py "$1" "$LOGS" --seeds $SEEDS --save "$LOG
 # evaluate NAME WEIGHTS OPTIONS...: imagenet.py tests a net as it is; the command and what it prints are kept as LOGS/NAME.txt, and not done again.
 evaluate() {
   is_chosen "$1" || return 0
+  chosen=$((chosen + 1))
   local words=(imagenet.py "${@:3}" --evaluate "$2" ${extra[@]+"${extra[@]}"}) file=$LOGS/$1.txt
   if [ -n "${DRY_RUN:-}" ]; then
     say "${python[@]}" "${words[@]}"
@@ -221,7 +228,10 @@ evaluate() {
     echo "== $1"
     mkdir -p "$LOGS"
     say "${words[@]}" > "$file.part"
-    "${python[@]}" "${words[@]}" >> "$file.part" || complain "the test of $1 failed (see above)"
+    "${python[@]}" "${words[@]}" >> "$file.part" & # so that a signal need not wait for its end
+    pids[JOBS]=$!
+    wait "${pids[JOBS]}" || complain "the test of $1 failed (see above)"
+    pids[JOBS]=
     mv "$file.part" "$file"
     cat "$file"
   fi

@@ -30,20 +30,30 @@ for s in $SEEDS; do
 done
 wait_for_all
 
-# EPOCHS, times the measured ratio of the time of an epoch with AT to that of one without. Kept, so that later starts go on with the same.
-# A machine that was busier in one of the two misleads it.
-measured=$LOGS/equal_time_to_$EPOCHS
-if [ -n "${DRY_RUN:-}" ]; then
-  echo '# the next --epochs is measured when the runs above are done; here stands what a ratio of 1.5 gives'
-  longer=$((EPOCHS * 3 / 2))
-else
+# Sets `longer` to EPOCHS times the measured ratio of the time of an epoch with AT to that of one without. Kept, so that later starts go on with
+# the same. A machine that was busier in one of the two misleads it.
+measure() {
+  local measured=$LOGS/equal_time_to_$EPOCHS status
+  if [ -n "${DRY_RUN:-}" ]; then
+    echo '# the next --epochs is measured when the runs above are done; here stands what a ratio of 1.5 gives'
+    longer=$((EPOCHS * 3 / 2))
+    return
+  fi
   if [ ! -s "$measured" ]; then
-    "$VENV_PYTHON" scripts/summarize.py controls "$LOGS" --equal_time "$EPOCHS" > "$measured.part"
+    "$VENV_PYTHON" scripts/summarize.py controls "$LOGS" --equal_time "$EPOCHS" > "$measured.part" || {
+      status=$?
+      rm -f "$measured.part"
+      exit $status
+    }
     mv "$measured.part" "$measured"
   fi
   longer=$(cat "$measured")
-fi
+}
+
+longer=
 for s in $SEEDS; do
+  is_chosen wrn_16_1_equal_time_seed$s || continue
+  [ -n "$longer" ] || measure
   cifar wrn_16_1_equal_time_seed$s --epochs $longer --depth 16 --width 1 --seed $s
 done
 wait_for_all

@@ -28,6 +28,11 @@ done
 wait_for_all
 summarize convergence
 for s in $SEEDS; do
-  tool scripts/plot.py --paper_figure "$LOGS/wrn_16_1_seed$s" "$LOGS/at_wrn_16_1_from_wrn_16_2_seed$s" "$LOGS/factt_wrn_16_1_from_wrn_16_2_seed$s" \
-    --labels student AT F-ActT --save "$LOGS/convergence_seed$s.svg"
+  curves=() labels=()
+  for curve in student:wrn_16_1 AT:at_wrn_16_1_from_wrn_16_2 F-ActT:factt_wrn_16_1_from_wrn_16_2; do
+    folder=$LOGS/${curve#*:}_seed$s
+    [ -n "${DRY_RUN:-}" ] || [ -s "$folder/log.txt" ] || continue # with ONLY not all are there
+    curves+=("$folder") labels+=("${curve%%:*}")
+  done
+  [ ${#curves[@]} = 0 ] || tool scripts/plot.py --paper_figure "${curves[@]}" --labels "${labels[@]}" --save "$LOGS/convergence_seed$s.svg"
 done

@@ -166,20 +166,18 @@ def test_the_loss_is_distillation_plus_beta_times_the_maps():
     }
     images = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
     targets, index, draws = torch.arange(8), torch.arange(8), data.crop_and_flip(8, 0, 1, 4)
-    opt = cifar.parser.parse_args(['--alpha', '0.9', '--beta', '100'])
+    opt = cifar.parser.parse_args(['--alpha', '0.9', '--beta', '100', '--temperature', '3'])
     x = data.normalize(data.augment(images, index, draws, 4))
     y_s, g_s = f_s(x, {k: v.detach().clone() for k, v in params_s.items()}, True)
     y_t, g_t = f_t(x, params_t, False)
-    soft = torch.softmax(y_t / 4, 1)
-    kl = (soft * (soft.log() - torch.log_softmax(y_s / 4, 1))).sum(1).mean()
+    soft = torch.softmax(y_t / 3, 1)
+    kl = (soft * (soft.log() - torch.log_softmax(y_s / 3, 1))).sum(1).mean()
     maps = [[g.pow(2).sum(1).flatten(1) for g in groups] for groups in (g_s, g_t)]
     ats = [
         ((a / a.norm(dim=1, keepdim=True) - b / b.norm(dim=1, keepdim=True)) ** 2).mean()
         for a, b in zip(*maps)
     ]
-    expected = (
-        0.9 * 16 * kl + 0.1 * torch.nn.functional.cross_entropy(y_s, targets) + 100 * sum(ats)
-    )
+    expected = 0.9 * 9 * kl + 0.1 * torch.nn.functional.cross_entropy(y_s, targets) + 100 * sum(ats)
 
     loss_of, beta = cifar.make_loss(f_s, f_t, opt, ['cpu']), torch.tensor(100.0)
     loss, terms = loss_of(images, index, draws, targets, params, beta)
@@ -379,6 +377,23 @@ def test_the_last_smaller_batch_is_kept_and_means_weigh_by_samples(monkeypatch):
     ] == pytest.approx(50)
 
 
+def test_the_beta_of_the_epoch_is_what_the_loss_gets():
+    seen = []
+
+    def loss_of(images, index, draws, targets, params, beta):
+        seen.append(beta.item())
+        return (params['w'] * 0).sum(), torch.tensor([0.0, 0.0, 50.0])
+
+    w = torch.zeros(1, requires_grad=True)
+    images = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
+    train_set = data.ImageSet(images, torch.arange(4), list(range(4)))
+    words = ['--teacher_id', 't', '--beta', '100', '--beta_decay', 'linear', '--epochs', '3']
+    opt = cifar.complete(cifar.parser.parse(words)[0])
+    for epoch in 1, 2, 3:
+        cifar.train_epoch(epoch, loss_of, train_set, {'w': w}, torch.optim.SGD([w], 0.1), opt)
+    assert seen == [100, 50, 0]
+
+
 def test_beta_may_decay_from_its_default():
     opt, _ = cifar.parser.parse(['--teacher_id', 't', '--beta_decay', 'linear'])
     assert cifar.complete(opt).beta == 1000
@@ -398,7 +413,7 @@ def test_curves_are_named_by_their_group():
     assert names(at_losses=[], at_groups=[0, 1, 2]) == {}
 
 
-def test_momentum_restarts_and_the_rate_falls_at_the_published_epochs(home):
+def test_the_rate_falls_at_the_given_and_by_default_at_the_published_epochs(home):
     done = command(
         home, '--save', 'logs/steps', '--epochs', '3', '--epoch_step', '[2,3]', '--lr', '0.1'
     )
@@ -410,20 +425,14 @@ def test_momentum_restarts_and_the_rate_falls_at_the_published_epochs(home):
     assert cifar.complete(cifar.parser.parse_args(['--epochs', '10'])).epoch_step == [4, 7, 9]
 
 
-def test_a_net_that_cannot_be_told_from_its_teacher_starts_from_other_values(home):
-    command(home, '--save', 'logs/a', '--epochs', '0')
-    command(home, '--save', 'logs/b', '--epochs', '0', '--teacher_id', 'a')
-    a, b = (utils.load_params(home / f'logs/{n}/model.hkl') for n in 'ab')
-    assert not any(
-        torch.equal(a[k], b[k]) for k in a if k.endswith(('conv0', 'conv1', 'convdim', 'fc.weight'))
-    )
+def test_a_net_of_its_teachers_shape_starts_from_other_values_and_so_does_its_own_student(home):
+    for name, teacher in ('a', []), ('b', ['--teacher_id', 'a']), ('c', ['--teacher_id', 'b']):
+        done = command(home, '--save', f'logs/{name}', '--epochs', '0', *teacher)
+        assert done.returncode == 0, done.stderr
+    a, b, c = (utils.load_params(home / f'logs/{n}/model.hkl') for n in 'abc')
+    drawn = [k for k in a if k.endswith(('conv0', 'conv1', 'convdim', 'fc.weight'))]
+    assert not any(torch.equal(x[k], y[k]) for k in drawn for x, y in ((a, b), (b, c)))
     assert utils.read_log(home / 'logs/a/log.txt')[0]['epoch'] == 0
-
-
-def test_neither_does_its_teachers_teacher(home):
-    command(home, '--save', 'logs/c', '--epochs', '0', '--teacher_id', 'b')
-    b, c = (utils.load_params(home / f'logs/{n}/model.hkl') for n in 'bc')
-    assert not torch.equal(b['conv0'], c['conv0'])
 
 
 def test_a_teacher_that_is_not_what_its_log_says_is_noticed(home):
@@ -646,15 +655,17 @@ def test_killed_at_random_and_resumed_the_run_ends_in_the_same_bits(home, dtype,
         dtype,
     ]
     whole, killed = home / f'logs/whole_{dtype}', home / f'logs/killed_{dtype}'
-    began = time.time()
     assert command(home, '--save', whole, *options).returncode == 0
-    took = time.time() - began
     rng = random.Random(dtype)
-    for _ in range(kills):
+    for epoch in range(1, kills + 1):
         run = start(home, '--save', killed, '--resume', *options)
-        time.sleep(rng.uniform(0.4, 1.0) * took)
+        for line in run.stdout:
+            if line.startswith(f'epoch {epoch}/'):
+                break
+        time.sleep(rng.uniform(0, 0.2))  # into the next epoch, or the writing of its files
         run.kill()
         run.communicate()
+        assert run.returncode == -signal.SIGKILL
     done = command(home, '--save', killed, '--resume', *options)
     assert done.returncode == 0, done.stderr
     assert log_of(killed) == log_of(whole)

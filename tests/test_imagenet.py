@@ -138,7 +138,8 @@ def test_the_loss_has_the_chosen_groups_and_starts_at_the_chosen_epoch(home):
     torch.manual_seed(1)
     f_s, params_s = resnet.resnet(18, 0.25, 3)
     f_t, params_t, _ = resnet.load_net(home / 'teacher.hkl')
-    opt = imagenet.parser.parse_args(['--beta', '100', '--alpha', '0', '--at_groups', '1,3'])
+    words = '--beta 100 --alpha 0.5 --temperature 3 --at_groups 1,3'
+    opt = imagenet.parser.parse_args(words.split())
     params = {f'student.{k}': v for k, v in params_s.items()} | {
         f'teacher.{k}': v for k, v in params_t.items()
     }
@@ -146,17 +147,19 @@ def test_the_loss_has_the_chosen_groups_and_starts_at_the_chosen_epoch(home):
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = ((images / 255 - mean) / std).permute(0, 3, 1, 2)
     y, g_s = f_s(x, {k: v.detach().clone() for k, v in params_s.items()}, True)
-    g_t = f_t(x, params_t, False)[1]
+    y_t, g_t = f_t(x, params_t, False)
+    soft = torch.softmax(y_t / 3, 1)
+    kl = (soft * (soft.log() - torch.log_softmax(y / 3, 1))).sum(1).mean()
     maps = [[g.pow(2).sum(1).flatten(1) for g in (g_s[i], g_t[i])] for i in (1, 3)]
     ats = [
         (a / a.norm(dim=1, keepdim=True) - b / b.norm(dim=1, keepdim=True)).pow(2).mean()
         for a, b in maps
     ]
-    task = torch.nn.functional.cross_entropy(y, targets)
+    task = 0.5 * 9 * kl + 0.5 * torch.nn.functional.cross_entropy(y, targets)
     loss_of = imagenet.make_loss(f_s, f_t, opt, ['cpu'])
-    for transfer, expected in (True, task + 100 * sum(ats)), (False, task):
+    for use_at, expected in (True, task + 100 * sum(ats)), (False, task):
         loss, terms = loss_of(
-            images, targets, {k: v.detach().clone() for k, v in params.items()}, transfer
+            images, targets, {k: v.detach().clone() for k, v in params.items()}, use_at
         )
         assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
         assert terms[2:4].tolist() == pytest.approx([a.item() for a in ats], rel=1e-3)

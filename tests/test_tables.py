@@ -462,9 +462,9 @@ while [ $# -gt 0 ]; do
 done
 name=${save##*/}
 echo "begin $name ${CUDA_VISIBLE_DEVICES:-}" >> "$CALLS"
-if [ -z "$save" ]; then echo "json_stats: {}"; exit; fi # a test of a net
 trap 'echo "stopped $name" >> "$CALLS"; exit 143' TERM
 sleep "${PAUSE:-0.05}" & wait
+if [ -z "$save" ]; then echo "json_stats: {}"; exit; fi # a test of a net
 if [ "$name" = "${FAIL:-}" ]; then echo "cifar.py: error: made to fail" >&2; exit 3; fi
 mkdir -p "$save"
 echo "json_stats: {\\"epochs\\": $epochs, \\"epoch\\": $epochs, \\"test_acc\\": 50.0}" > "$save/log.txt"
@@ -515,6 +515,50 @@ def test_what_is_done_is_skipped_without_a_start_of_python(fake):
     for extra in '--epochs 3', '--lr 0.5':
         status, out, _ = finish('figure_convergence', SEEDS='1', **given | {'EXTRA': extra})
         assert status == 0 and ': done' not in out
+
+
+def test_a_part_of_a_script_ends_in_its_table(fake):
+    """With ONLY, what is left out is neither measured nor drawn."""
+    given, calls = fake
+    given |= {'SEEDS': '0'}
+    status, _, err = finish('controls', **given, ONLY='untrained_*')
+    assert status == 0 and calls()[-1] == 'tool scripts/summarize.py', err
+    assert not [c for c in Path(given['LOGS']).iterdir() if c.name.startswith('equal_time')]
+    for names, pictures in ('wrn_16_2_*', 0), ('wrn_16_1_*', 1):
+        before = len(calls())
+        status, _, err = finish('figure_convergence', **given, ONLY=names)
+        assert status == 0, err
+        assert calls()[before:].count('tool scripts/plot.py') == pictures
+
+
+def test_a_stop_does_not_wait_for_the_test_of_a_net(fake, tmp_path):
+    given, calls = fake
+    weights = tmp_path / 'a.hkl'
+    weights.touch()
+    given |= {'IMAGENET': str(tmp_path), 'SEEDS': '0', 'TEACHER_PARAMS': str(weights)}
+    begun = start('table5', **given, PAUSE='30')
+    until(calls)
+    time.sleep(0.2)  # its trap stands
+    begun.send_signal(signal.SIGTERM)
+    begun.communicate()
+    assert begun.returncode == 143 and calls()[-1] == 'stopped'
+    assert not [f for f in Path(given['LOGS']).iterdir() if f.suffix == '.txt']
+
+
+@pytest.mark.parametrize(
+    'script, given, named',
+    [
+        ('table1', {'SEEDS': ' '}, 'SEEDS'),
+        ('cifar100', {'EPOCHS': '08'}, 'EPOCHS=08'),
+        ('cifar100', {}, '100 classes'),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(script, given, named, fake, tmp_path):
+    environment, calls = fake
+    for split in 'train', 'test':
+        (tmp_path / split / 'cat').mkdir(parents=True)
+    status, _, err = finish(script, **environment | given)
+    assert status == 2 and named in err and err.count('\n') == 1 and not calls()
 
 
 def test_a_net_is_tested_again_where_it_is_another(fake, tmp_path):
@@ -643,7 +687,37 @@ def test_summary_has_median_range_and_the_gain_of_pairs(tmp_path, capsys):
     assert 'at_p4_wrn_16_1_from_wrn_16_2: missing (seeds 0, 1, 2)' in text
     assert 'at_p1_wrn_16_1_from_wrn_16_2: missing (seeds 0, 2)' in text
     assert '- beta 1000, at_p 1: at_p1_wrn_16_1_from_wrn_16_2\n' in text
-    assert by_name['group 1'][1:3] == ['', ''] and by_name['student, no group'][1] == '175,066'
+    assert by_name['first group'][1:3] == ['', ''] and by_name['student, no group'][1] == '175,066'
+
+
+def test_the_tables_hold_the_papers_numbers():
+    def numbers(table, i=0):
+        return [row[1] for row in summarize.TABLES[table][i].rows]
+
+    assert [numbers('table1', i) for i in range(4)] == [
+        [9.38, 8.93, 9.05, 8.55, 8.33, 7.28],
+        [8.77, 7.93, 8.51, 7.41, 7.51, 6.31],
+        [8.77, 8.25, 8.62, 8.39, 8.01, 6.58],
+        [6.31, 5.85, 6.24, 6.08, 5.71, 5.23],
+    ]
+    assert numbers('table2') == [8.77, 7.99, 7.93, 8.09, 8.08]
+    assert numbers('table2', 1) == [8.77, 8.11, 7.96, 7.97, 7.93]
+    assert numbers('table3') == [13.5, 12.5, 12.1, 12.1, 11.8, 11.2]
+    assert [numbers('table4', i) for i in (0, 1)] == [
+        [28.5, 27.0, 27.0, 26.5],
+        [28.2, 28.1, 27.1, 26.0],
+    ]
+    assert [numbers('table5', i) for i in (0, 1)] == [[30.4, 29.3, 26.1], [10.8, 10.0, 8.3]]
+    assert [numbers('cifar100', i) for i in (0, 1)] == [
+        [73.26, 74.92, 74.08, 75.61],
+        [71.98, 73.54, 72.77, 75.61],
+    ]
+    columns = zip(*(numbers('convergence', i) for i in range(5)))
+    assert list(columns) == [
+        (22.0, 12.5, 9.5, 8.7, 8.77),
+        (18.4, 11.5, 8.7, 8.0, 7.93),
+        (20.4, 12.4, 9.3, 8.5, 8.51),
+    ]
 
 
 def test_intervals_are_those_of_students_t():
@@ -724,6 +798,38 @@ def test_runs_of_different_schedules_are_told(tmp_path, capsys):
     assert '- beta 100: at_wrn_16_1_from_wrn_16_2_seed1\n' in text
 
 
+def test_runs_that_are_no_seeds_of_one_experiment_have_no_median(tmp_path, capsys):
+    write_run(tmp_path, 'wrn_16_1_seed0', [9.0])
+    write_run(tmp_path, 'wrn_16_1_seed1', [20.0, 8.0])
+    for seed in 0, 1:
+        write_run(tmp_path, f'at_wrn_16_1_from_wrn_16_2_seed{seed}', [8.0], beta=1e3)
+    rows, text = summary(tmp_path, 'controls', capsys=capsys)
+    by_name = {row[0]: row[4:] for row in rows}
+    assert by_name['student'] == ['—', '', '', '']
+    assert by_name['AT from WRN-16-2'] == ['8.00', '8.00–8.00', '2', '']
+    assert '- wrn_16_1: its runs differ in epochs' in text
+
+
+def test_a_gain_of_fewer_pairs_than_runs_says_so(tmp_path, capsys):
+    write_run(tmp_path, 'wrn_16_1_seed0', [9.0])
+    for seed in 0, 1, 2:
+        write_run(tmp_path, f'at_wrn_16_1_from_wrn_16_2_seed{seed}', [8.0], beta=1e3)
+    rows, _ = summary(tmp_path, 'controls', capsys=capsys)
+    assert next(row for row in rows if row[0].startswith('AT from WRN'))[6:] == [
+        '3',
+        '+1.00 (n = 1)',
+    ]
+
+
+def test_damaged_weights_cost_a_table_their_multiply_adds_alone(tmp_path, capsys):
+    write_run(tmp_path, 'wrn_16_1_seed0', [9.0])
+    (tmp_path / 'wrn_16_1_seed0' / 'model.hkl').write_bytes(b'half')
+    summarize.main(['controls', str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert '175,066' in out and '9.00' in out
+    assert err.startswith('warning: ') and 'model.hkl' in err and err.count('\n') == 1
+
+
 def test_parameters_and_multiply_adds_are_those_of_the_weights(tmp_path, capsys):
     torch.manual_seed(0)
     write_run(tmp_path, 'wrn_16_1_seed0', [9.0], depth=10, width=0.5, n_parameters=1)
@@ -777,13 +883,25 @@ def test_convergence_means_are_of_the_papers_schedule_alone(tmp_path, capsys):
     assert ours[0] == '—' and [float(v) for v in ours[1:]] == pytest.approx(means[1:], abs=0.006)
 
 
-def test_equal_time_is_of_medians(tmp_path, capsys):
-    write_run(tmp_path, 'wrn_16_1_seed0', [9.0])
-    write_run(tmp_path, 'at_wrn_16_1_from_wrn_16_2_seed0', [9.0, 9.0], train_time=14.4)
-    write_run(tmp_path, 'at_wrn_16_1_from_wrn_16_2_seed1', [9.0], train_time=60.0)
-    write_run(tmp_path, 'wrn_16_1_seed1', [9.0], epochs=2, train_time=1.0)  # not finished
-    summarize.main(['controls', str(tmp_path), '--equal_time', '200'])
+def test_equal_time_is_the_median_over_the_seeds_that_have_both_runs(tmp_path, capsys):
+    def write(seed, alone=None, at=None, **more):
+        if alone:
+            write_run(tmp_path, f'wrn_16_1_seed{seed}', [9.0] * 3, train_time=alone, **more)
+        if at:
+            name = f'at_wrn_16_1_from_wrn_16_2_seed{seed}'
+            write_run(tmp_path, name, [9.0] * 3, train_time=at)
+
+    write(0, 10.0, 14.4)
+    write(1, alone=1.0)  # on another machine, say
+    write(2, at=60.0)
+    write(3, 1.0, 60.0, epochs=4)  # not finished
+    arguments = ['controls', str(tmp_path), '--equal_time', '200']
+    summarize.main(arguments)
     assert capsys.readouterr().out == '288\n'
+    write(4, 20.0, 40.0)
+    write(5, 10.0, 15.0)
+    summarize.main(arguments)
+    assert capsys.readouterr().out == '300\n', 'of 1.44, 1.5 and 2'
 
 
 def test_beta_rows_rise_and_the_picture_shows_them(tmp_path, capsys):
