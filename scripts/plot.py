@@ -88,7 +88,7 @@ def main(argv=None):
 
 def write_figure(file, figure) -> None:
     """Writes and closes it; the same figure gives the same bytes."""
-    matplotlib.rcParams['svg.hashsalt'] = 'attention transfer'
+    matplotlib.rcParams['svg.hashsalt'] = 'plot'
     metadata = {'Date': None} if file.suffix == '.svg' else None
     utils.write_atomically(
         file, lambda part: figure.savefig(part, format=file.suffix[1:], metadata=metadata)
