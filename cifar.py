@@ -84,7 +84,7 @@ utils.add_training_options(parser, batch_size=128, lr=0.1, epochs=PUBLISHED_EPOC
 
 
 def complete(opt):
-    """The options, with what was left open. Raises UserError where they contradict each other."""
+    """The options, with what was left open. Raises UserError if they contradict each other."""
     opt = argparse.Namespace(**vars(opt))
     depth, width, check = {
         'wrn': (16, 1.0, resnet.check_wrn),
@@ -108,7 +108,7 @@ def complete(opt):
 
 
 def check_transfer(opt):
-    """Raises UserError where an option of the transfer would have no effect."""
+    """Raises UserError if an option of the transfer would have no effect."""
     if opt.beta_decay != 'none' and not opt.beta:
         raise UserError(f'--beta_decay {opt.beta_decay}: there is no --beta to decay')
     if opt.beta_decay == 'step' and not any(step <= opt.epochs for step in opt.epoch_step):
@@ -271,8 +271,8 @@ def make_loss(f_student, f_teacher, opt, device_ids):
 
 
 def by_activations(student, teacher, x, targets, params, opt):
-    """(logits of both nets, the loss of each of --at_groups), for what compares the groups'
-    activations: --method at and factt."""
+    """--method at and factt: (logits of both nets, a loss for each of --at_groups), from
+    activations."""
     y_s, g_s = student(x)
     if teacher is None:
         return y_s, None, []
@@ -285,8 +285,8 @@ def by_activations(student, teacher, x, targets, params, opt):
 
 
 def by_gradient(student, teacher, x, targets, params, opt):
-    """(logits of both nets, [the loss]), for what looks at the gradient of the cross-entropy by the
-    input: --method grad, sym and minl2."""
+    """--method grad, sym and minl2: (logits of both nets, [the loss]), from the gradient of the
+    cross-entropy by the input."""
     y_t = None
     if opt.method == 'grad':
         y_t, _, J_t = utils.input_gradient(teacher, x, targets)
@@ -316,7 +316,7 @@ def term_names(opt):
 def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
     """One pass over the training set: {train_loss, train_acc, at_losses}, means over samples.
 
-    Raises UserError, status 1, where a term of the loss is not finite; it looks every 20 steps, as
+    Raises UserError, status 1, if a term of the loss is not finite; it looks every 20 steps, as
     a look stops the device.
     """
     images, labels, _ = train_set
@@ -371,8 +371,8 @@ def test(f, params, test_set, base=''):
 
 
 def test_teacher(f, params, records, test_set, opt):
-    """The teacher's accuracy on the test set in per cent, None where its classes are others. Warns
-    where its own log says otherwise: a broken teacher teaches nothing, and shows nowhere else."""
+    """The teacher's test accuracy in per cent, None if its classes are others. Warns if its own log
+    says otherwise: a broken teacher teaches nothing, and shows nowhere else."""
     if not utils.same_classes(params, records, test_set.classes):
         print(f'teacher {opt.teacher_id}: has other classes, so that its accuracy is not tested')
         return None

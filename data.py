@@ -131,7 +131,7 @@ def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
 
 def scan_folder(dataroot, option='--dataroot', tests=('test', 'val')) -> tuple[dict, dict]:
     """{class: [files]} of dataroot/train and of the first of dataroot/`tests` that is there,
-    classes and files sorted by name. Raises UserError where one is missing or empty, there is one
+    classes and files sorted by name. Raises UserError if one is missing or empty, there is one
     class only, or the two have different classes."""
     root = Path(dataroot)
     found = [name for name in tests if os.path.isdir(root / name)]
@@ -241,13 +241,13 @@ def cores() -> int:
 
 
 def decode(file) -> np.ndarray:
-    """uint8 [H, W, 3] RGB of one image file, turned as its EXIF says. Raises UserError where it is
+    """uint8 [H, W, 3] RGB of one image file, turned as its EXIF says. Raises UserError if it is
     broken or cut off."""
     return cv2.cvtColor(decode_bgr(file, read_image(file)), cv2.COLOR_BGR2RGB)
 
 
 def read_image(file) -> bytes:
-    """The bytes of an image file. Raises UserError where it cannot be read, or is cut off."""
+    """The bytes of an image file. Raises UserError if it cannot be read, or is cut off."""
     try:
         with open(file, 'rb') as f:
             raw = f.read()

@@ -92,7 +92,7 @@ parser.add_argument('--checkpoint_minutes', default=10.0, type=number(above=0), 
 
 
 def complete(opt):
-    """The options, with what was left open. Raises UserError where they contradict each other."""
+    """The options, with what was left open. Raises UserError if they contradict each other."""
     opt = argparse.Namespace(**vars(opt))
     resnet.check_resnet(opt.depth, opt.width)
     utils.complete_losses(opt, 'teacher_params')

@@ -26,7 +26,7 @@ DEPTH = 10  # nine convolutions and the linear layer
 
 
 def check_nin(depth, width) -> None:
-    """Raises UserError where there is no NIN of this depth and width."""
+    """Raises UserError if there is no NIN of this depth and width."""
     if depth != DEPTH:
         raise UserError(f'depth {depth}: a NIN has depth {DEPTH}; leave it out')
     if width != int(width) or not 1 <= width <= 4096:

@@ -44,7 +44,7 @@ from utils import (
 
 
 def check_wrn(depth, width) -> None:
-    """Raises UserError where depth is not 6n + 4 with n >= 1, or width leaves a group without
+    """Raises UserError if depth is not 6n + 4 with n >= 1, or width leaves a group without
     channels or asks for too many."""
     if not 10 <= depth < 10_000 or depth % 6 != 4:
         raise UserError(
@@ -148,7 +148,7 @@ def resnet(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
     times the unwidened number leave it. `groups` are the four outputs, after the last ReLU. Initial
     values: Kaiming-normal convolutions and fc.weight, batch-norm weights 1.
 
-    Raises UserError where depth is not one of these, or width or num_classes leave no channels.
+    Raises UserError if depth is not one of these, or width or num_classes leave no channels.
     """
     check_resnet(depth, width)
     if num_classes < 1:
@@ -185,7 +185,7 @@ def resnet(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
 
 
 def check_resnet(depth, width) -> None:
-    """Raises UserError where there is no resnet of this depth and width."""
+    """Raises UserError if there is no resnet of this depth and width."""
     if depth not in RESNETS:
         raise UserError(
             f'depth {depth}: a ResNet for photographs has depth {", ".join(map(str, RESNETS))}'
@@ -348,7 +348,7 @@ def layout(params: dict) -> str:
 
 
 def count_blocks(params: dict) -> list[int]:
-    """Blocks of each group. Raises UserError where a group is missing, or a block of it."""
+    """Blocks of each group. Raises UserError if a group is missing, or a block of it."""
     numbers = {}
     for name in params:
         if found := re.match(r'group(\d)\.block(\d+)\.', name):

@@ -633,7 +633,7 @@ def read_log(path) -> list[dict]:
     """The records of a log.txt, ours or the published code's (which holds NaN). A last line that
     was cut off is left out.
 
-    Raises UserError where there is no whole line."""
+    Raises UserError if there is no whole line."""
     path = Path(path)
     try:
         lines = path.read_text(errors='replace').splitlines()
@@ -667,7 +667,7 @@ def same_classes(params: dict, records: list, classes: list) -> bool:
 
 
 def check_classes(option: str, params: dict, records: list, classes: list) -> None:
-    """Raises UserError where the outputs of a net do not mean `classes`."""
+    """Raises UserError if the outputs of a net do not mean `classes`."""
     if not same_classes(params, records, classes):
         names = class_names(records)
         of = f' ({listing(names)})' if names else ''
@@ -728,7 +728,7 @@ def holds_run(folder) -> bool:
 
 
 def check_writable(folder, option: str = '--save') -> None:
-    """Raises UserError where `folder` cannot become, or is not, writable. Creates nothing."""
+    """Raises UserError if `folder` cannot become, or is not, writable. Creates nothing."""
     folder = Path(folder).absolute()
     for part in (folder, *folder.parents):
         try:
@@ -748,7 +748,7 @@ def begin(opt, given: set, checkpoint: dict | None, folder) -> tuple[bool, bool]
     """(whether `folder`, which the checkpoint came from, is --save; whether that run is finished
     already), and says so, or where the run will be.
 
-    Raises UserError where --save holds another run, or cannot be written in."""
+    Raises UserError if --save holds another run, or cannot be written in."""
     check_writable(opt.save)
     here = checkpoint is not None and os.path.realpath(folder) == os.path.realpath(opt.save)
     if holds_run(opt.save) and not here:
@@ -771,7 +771,7 @@ def open_folder(folder, checkpoint: dict | None, here: bool = True):
     half-written, and makes its files agree with the checkpoint.
 
     checkpoint: the one that the run goes on from, None for a new run; here: it was read from this
-    folder. Raises UserError where the folder has changed since, where another process trains in it,
+    folder. Raises UserError if the folder has changed since, where another process trains in it,
     or where it cannot be created."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -885,7 +885,7 @@ CHECKPOINT_TYPES = {
 
 
 def load_checkpoint(path) -> dict:
-    """checkpoint.pt of a run folder, or that file. Raises UserError where it is not whole."""
+    """checkpoint.pt of a run folder, or that file. Raises UserError if it is not whole."""
     path = Path(path)
     path = path / 'checkpoint.pt' if os.path.isdir(path) else path
     if not os.path.isfile(path):
@@ -961,7 +961,7 @@ def find_checkpoint(opt, given: set, parser, default_save) -> tuple:
     """(the checkpoint that --resume goes on from, its folder), or (None, None). Options that were
     not given become those of its run.
 
-    default_save(opt): the folder where --save is not given. Raises UserError where there is no
+    default_save(opt): the folder where --save is not given. Raises UserError if there is no
     sound checkpoint, or as continue_options."""
     if not opt.resume:
         return None, None
@@ -1016,7 +1016,7 @@ def _plain(value):
 
 
 def check_facts(facts: dict, checkpoint: dict) -> None:
-    """Raises UserError where the data or the teacher is not that of the run in the checkpoint."""
+    """Raises UserError if the data or the teacher is not that of the run in the checkpoint."""
     options = {
         'data': '--dataroot or --imagenetpath',
         'teacher': '--teacher_id or --teacher_params',
@@ -1042,7 +1042,7 @@ def trainable(params: dict) -> list:
 
 
 def load_optimizer(optimizer, checkpoint: dict) -> None:
-    """Raises UserError where the checkpoint's optimizer is not one of these parameters."""
+    """Raises UserError if the checkpoint's optimizer is not one of these parameters."""
     try:
         optimizer.load_state_dict(checkpoint['optimizer'])
         fits = all(
@@ -1318,7 +1318,7 @@ def group_list(n: int):
 
 def complete_losses(opt, teacher: str, beta_alone: bool = False) -> None:
     """Fills in --alpha and --beta where the option `teacher` names one; beta_alone: what --beta
-    weighs has no use for a teacher. Raises UserError where they contradict each other."""
+    weighs has no use for a teacher. Raises UserError if they contradict each other."""
     given = getattr(opt, teacher)
     if given and opt.alpha is None and opt.beta is None and not beta_alone:
         opt.beta = 1e3

@@ -115,7 +115,7 @@ def main(argv=None):
 
 
 def check_options(opt, given, maps):
-    """Raises UserError where options contradict each other, or --save cannot be written."""
+    """Raises UserError if options contradict each other, or --save cannot be written."""
     if opt.agreement:
         if pointless := sorted(given & {'images', 'n', 'gradient', 'layout'}):
             raise UserError(
@@ -263,9 +263,8 @@ class Strip(NamedTuple):
     mapping: str  # how the function is written, '' where there is but one
     maps: list  # float32 [h, w], one a group
     gradient: np.ndarray | None  # float32 [H, W]
-    answer: (
-        str | None
-    )  # the class that the net takes the image for, None where it has no known name
+    # The class that the net takes the image for, None where it has no known name.
+    answer: str | None
 
 
 @torch.no_grad()
@@ -487,7 +486,7 @@ def tell_agreement(opt, nets, key):
 
 
 def check_kinds(weights, nets):
-    """Raises UserError where a net has not as many groups as the teacher."""
+    """Raises UserError if a net has not as many groups as the teacher."""
     for path, net in zip(weights, nets):
         if net.is_small() != nets[0].is_small():
             kinds = {True: 'small images, with 3 groups', False: 'photographs, with 4 groups'}
@@ -521,7 +520,7 @@ def open_batches(opt, nets):
 
 
 def decoded_whole(files, size=250):
-    """(indices, uint8 [B, H, W, 3]) of batches of image files. Raises UserError where not all have
+    """(indices, uint8 [B, H, W, 3]) of batches of image files. Raises UserError if not all have
     one size."""
     shape = None
     for index in torch.arange(len(files)).split(size):

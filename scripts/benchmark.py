@@ -336,9 +336,8 @@ def worker(name, opt, pipe):
     they took."""
     _, dtype, compiled = VARIANTS[name]
     if compiled and opt.profile:
-        torch._inductor.config.cpp.enable_kernel_profile = (
-            True  # kernels appear in the profile by name
-        )
+        # Kernels appear in the profile by name.
+        torch._inductor.config.cpp.enable_kernel_profile = True
     build = published if name == 'a' else bound if name[0] == 'e' else ours
     run = build(opt, dtype, compiled)
     cuda = torch.cuda.is_available() and opt.device in ('auto', 'cuda')
@@ -402,9 +401,8 @@ class Variant:
 
     def stop(self):
         alone, self.gpu_peak = self.ask('stop')
-        self.peak = (
-            self.peak or alone
-        )  # where there is no /proc: the process without its loader workers
+        # Where there is no /proc: the process without its loader workers.
+        self.peak = self.peak or alone
         self.process.join()
 
 
@@ -621,9 +619,8 @@ def main(argv=None):
         return None
     if {'c', 'd'} & set(opt.only) and not utils.compiler_works(device):
         opt.only = [name for name in opt.only if name not in 'cd']
-    with (
-        tempfile.TemporaryDirectory() as cache
-    ):  # an empty one, so that the memory of compiling is always counted
+    # An empty cache, so that the memory of compiling is always counted.
+    with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', cache)
         running, profiles = measure(opt)
     rows = table(opt, running)

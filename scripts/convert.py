@@ -82,7 +82,7 @@ def main(argv=None):
 
 
 def check_out(out, force, given):
-    """Raises UserError where OUT, or an option beside it, cannot be: before a net is fetched or
+    """Raises UserError if OUT, or an option beside it, cannot be: before a net is fetched or
     read."""
     if out.suffix not in FORMATS:
         raise UserError(f'OUT {out}: its name must end in {", ".join(FORMATS)}')

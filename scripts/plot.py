@@ -234,7 +234,7 @@ def draw_curves(axes, runs, colours, alpha=1.0):
 
 
 def check_schedules(files, runs):
-    """Raises UserError where the stretches of two runs would not be the same epochs."""
+    """Raises UserError if the stretches of two runs would not be the same epochs."""
     (first_file, *others), (first_run, *other_runs) = files, runs.values()
     for file, run in zip(others, other_runs):
         if run['epochs'] != first_run['epochs']:

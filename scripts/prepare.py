@@ -40,7 +40,7 @@ def is_class_and_file(path: str) -> bool:
 
 
 def check_classes(names, source) -> None:
-    """Raises UserError where files of these names, train/CLASS/FILE and val/CLASS/FILE, would be no
+    """Raises UserError if files of these names, train/CLASS/FILE and val/CLASS/FILE, would be no
     set that scan_folder takes."""
     train, val = (
         {n.split('/')[1] for n in names if n.startswith(split)} for split in ('train/', 'val/')
@@ -54,7 +54,7 @@ def check_classes(names, source) -> None:
 
 
 def unwritten(folder, names, resume: bool) -> list[str]:
-    """Those of `names`, paths below `folder`, that are not there yet. Raises UserError where it
+    """Those of `names`, paths below `folder`, that are not there yet. Raises UserError if it
     holds a file of another name, or, without `resume`, anything at all."""
     try:
         if not resume and os.path.isdir(folder) and os.listdir(folder):
