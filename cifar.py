@@ -71,7 +71,7 @@ add('--teacher_id', default='', metavar='ID|DIR|FILE', help='the teacher: logs/I
 add('--alpha', type=number(low=0, high=1), help='weight of knowledge distillation, 0 to 1 (paper: 0.9; default: 0)')
 add('--temperature', default=4.0, type=number(above=0, high=1e6), help='of knowledge distillation: logits are divided by it (paper, and default: 4)')
 add('--beta', type=number(low=0), help='weight of what --method transfers (paper: 1e+3 for at; default: 1e+3 for at with a teacher and no --alpha, else 0)')
-add('--beta_decay', default='none', choices=['none', 'linear', 'cosine', 'step'], help='how --beta goes to zero by the last epoch; step: at those of --epoch_step (paper: it decays for AT with KD, and for factt; default: none)')
+add('--beta_decay', default='none', choices=['none', 'linear', 'cosine', 'step'], help='how --beta goes to zero by the last of several epochs; step: at those of --epoch_step (paper: it decays for AT with KD, and for factt; default: none)')
 add('--method', default='at', choices=METHODS, help=f'what --beta weighs: {"; ".join(f"{k}: {v}" for k, v in METHODS.items())} (default: at)')
 add('--at_map', default='sum', choices=['sum', 'max'], help='a map is the sum, or the largest, over the channels of |activation|^p (paper, and default: sum)')
 add('--at_p', default=2.0, type=number(above=0, high=64), help='that p (paper: 1, 2 and 4; default: 2)')
@@ -111,8 +111,9 @@ def check_transfer(opt):
     """Raises UserError if an option of the transfer would have no effect."""
     if opt.beta_decay != 'none' and not opt.beta:
         raise UserError(f'--beta_decay {opt.beta_decay}: there is no --beta to decay')
-    if opt.beta_decay == 'step' and not any(step <= opt.epochs for step in opt.epoch_step):
-        raise UserError('--beta_decay step: --epoch_step has no epoch of this run')
+    drops = any(1 < step <= opt.epochs for step in opt.epoch_step)
+    if opt.beta_decay == 'step' and opt.epochs and not drops:
+        raise UserError('--beta_decay step: --epoch_step has no epoch of this run after the first')
     for name in 'at_map', 'at_p', 'at_groups':
         if getattr(opt, name) == parser.get_default(name):
             continue
@@ -510,8 +511,8 @@ def main(argv=None):
         print(
             f'--compile: --method {opt.method} differentiates twice, which is not compiled; going on without'
         )
-    else:
-        loss_of = utils.compiled(loss_of, opt, device)
+        opt.compile = False
+    loss_of = utils.compiled(loss_of, opt, device)
     optimizer = utils.make_optimizer(params, opt, epoch=1)
     if checkpoint:
         utils.load_optimizer(optimizer, checkpoint)

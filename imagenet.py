@@ -110,6 +110,9 @@ def complete(opt):
         raise UserError(
             f'--gpu_id: torchrun has begun; run CUDA_VISIBLE_DEVICES={opt.gpu_id} torchrun …'
         )
+    for name in 'at_groups', 'at_start':
+        if getattr(opt, name) != parser.get_default(name) and not opt.teacher_params:
+            raise UserError(f'--{name}: has no effect without a teacher, --teacher_params')
     if opt.epoch_step is None:
         opt.epoch_step = utils.scaled_steps(PUBLISHED_STEPS, PUBLISHED_EPOCHS, opt.epochs)
     if opt.train_crop is None:
@@ -759,6 +762,10 @@ def run(opt, device, device_ids, checkpoint, here):
     """Trains, from the checkpoint on; `here`: it is that of --save."""
     utils.keep_freed_memory()
     f_student, f_teacher, params, train_set, val, facts = prepare(opt, device, checkpoint)
+    if opt.beta and opt.at_start > opt.epochs > 0:
+        print_first(
+            f'--at_start {opt.at_start}: attention transfer does not begin in {opt.epochs} epochs'
+        )
     loss_of = make_loss(f_student, f_teacher, opt, device_ids)
     utils.warn_of_slow_dtype(opt.dtype, device)
     loss_of = utils.compiled(loss_of, opt, device)

@@ -192,6 +192,10 @@ def _channel_map(x, p, map):
     # a channels_last net's. The square by itself: through abs, its second derivative is lost where
     # x is 0.
     x = wide(x)
+    if p not in (1, 2):
+        # A high power of what is not near 1 overflows. As the map is normalised its scale does not
+        # matter, and counts as a constant.
+        x = x / x.detach().abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
     powers = x.square() if p == 2 else x.abs() if p == 1 else x.abs().pow(p)
     return powers.amax(1) if map == 'max' else powers.sum(1) / x.shape[1]
 
@@ -262,8 +266,9 @@ def factt_loss(
 
 def input_gradient(f, x: torch.Tensor, targets: torch.Tensor, create_graph: bool = False) -> tuple:
     """(logits, groups, J) of logits, groups = f(x), with J [B, 3, H, W] = d cross_entropy / d x,
-    where each sample has its own loss (the sum over the batch is differentiated). create_graph: all
-    three can be differentiated further, J by double backpropagation; else they are constants."""
+    where each sample has its own loss: the sum over the batch is differentiated. (Batch norm in
+    training ties the samples together; J is then the gradient of that sum.) create_graph: all three
+    can be differentiated further, J by double backpropagation; else they are constants."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits, groups = f(x)
@@ -688,7 +693,8 @@ def epoch_line(record: dict) -> str:
         parts.append(f'train loss {record["train_loss"]:.3f} acc {accuracy(record["train_acc"])}')
     parts.append(f'test loss {record["test_loss"]:.3f} acc {accuracy(record["test_acc"])}')
     if record['at_losses']:
-        parts.append('at ' + ' '.join(f'{v:.2e}' for v in record['at_losses']))
+        losses = ' '.join(f'{v:.2e}' for v in record['at_losses'])
+        parts.append(f'{record.get("method", "at")} {losses}')
     return ', '.join([*parts, f'{record["train_time"]:.1f} + {record["test_time"]:.1f} s'])
 
 
@@ -1183,8 +1189,10 @@ def compiler_works(device) -> bool:
 
 
 def compiled(f, opt, device):
-    """f, compiled where --compile asks for it and a compiler works here."""
-    if not opt.compile or not compiler_works(device):
+    """f, compiled if --compile asks for it and a compiler works here; else the log will say that it
+    was not."""
+    opt.compile = opt.compile and compiler_works(device)
+    if not opt.compile:
         return f
     # Each batch shape by itself, so that a resumed run runs the same graphs.
     return torch.compile(f, dynamic=False)
@@ -1303,15 +1311,16 @@ def gpu_list(text):
 
 
 def group_list(n: int):
-    """An argparse type: different groups out of the first n, '2,3' or '[2, 3]' -> [2, 3]."""
+    """An argparse type: different groups out of the first n, '2,3' or '[3, 2]' -> [2, 3]."""
 
     def parse(text):
-        groups = text.strip('[]').replace(' ', '').split(',')
+        inside = re.fullmatch(r'\[(.*)\]|([^][]*)', text.strip())
+        groups = ((inside[1] or inside[2] or '') if inside else '').replace(' ', '').split(',')
         if not set(groups) <= set(map(str, range(n))) or len(set(groups)) != len(groups):
             raise argparse.ArgumentTypeError(
                 f'{text[:40]!r} is not a list of different groups of 0 to {n - 1}, such as {n - 2},{n - 1}'
             )
-        return [int(g) for g in groups]
+        return sorted(int(g) for g in groups)
 
     return parse
 

@@ -503,6 +503,8 @@ def test_a_mistake_is_told_by_one_process(home):
         (['--at_groups', '4'], '--at_groups'),
         (['--at_groups', '1,1'], '--at_groups'),
         (['--at_start', '0'], '--at_start'),
+        (['--at_start', '5'], '--at_start'),
+        (['--at_groups', '2,3'], '--at_groups'),
         (['--beta', '1e3'], '--teacher_params'),
         (['--finetune'], '--student_params'),
         (['--teacher_params', 'nobody.hkl'], 'nobody.hkl'),

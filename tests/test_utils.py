@@ -129,7 +129,7 @@ def test_beta_times_at_loss_is_the_published_sum_over_map_and_batch():
 
 
 @pytest.mark.parametrize('scale', [1e-6, 1e-3, 1, 1e3, 1e6])
-@pytest.mark.parametrize('p', [1, 2, 4])
+@pytest.mark.parametrize('p', [1, 2, 4, 64])
 def test_at_loss_ignores_scale(scale, p):
     x, y = randn(3, 4, 5, 5, seed=1), randn(3, 4, 5, 5, seed=2)
     torch.testing.assert_close(
