@@ -183,7 +183,7 @@ def make_adapters(params_s, params_t, f_student, f_teacher, opt):
         return {}
     x = torch.zeros(1, 3, 32, 32)
     groups = [f(x, p, False)[1] for f, p in ((f_student, params_s), (f_teacher, params_t))]
-    pairs = {i: (groups[0][i].shape[1], groups[1][i].shape[1]) for i in sorted(opt.at_groups)}
+    pairs = {i: (groups[0][i].shape[1], groups[1][i].shape[1]) for i in opt.at_groups}
     return {
         f'group{i}': utils.conv_params(ni, no).requires_grad_()
         for i, (ni, no) in pairs.items()
@@ -224,14 +224,17 @@ def prepare(opt, device, checkpoint):
             f'--randomcrop_pad {opt.randomcrop_pad}: must be smaller than the images, {W}x{H} here'
         )
     sets = [train_set.images, train_set.labels, test_set.images, test_set.labels]
-    facts = {'data': utils.checksum(sets), 'teacher': utils.checksum(params_t.values())}
+    facts = {
+        'data': utils.checksum(sets),
+        'teacher': utils.checksum(params_t.values()),
+        'teacher_test_acc': None,
+    }
     if checkpoint:
         utils.check_facts(facts, checkpoint)
 
     train_set, test_set = (utils.to_device(s, device) for s in (train_set, test_set))
     nets = {'student': params_s, 'teacher': params_t, 'adapter': adapters}
     nets = {name: utils.to_device(p, device) for name, p in nets.items()}
-    facts['teacher_test_acc'] = None
     if checkpoint:
         facts['teacher_test_acc'] = checkpoint['facts'].get('teacher_test_acc')
     elif f_teacher:

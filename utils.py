@@ -1314,8 +1314,10 @@ def group_list(n: int):
     """An argparse type: different groups out of the first n, '2,3' or '[3, 2]' -> [2, 3]."""
 
     def parse(text):
-        inside = re.fullmatch(r'\[(.*)\]|([^][]*)', text.strip())
-        groups = ((inside[1] or inside[2] or '') if inside else '').replace(' ', '').split(',')
+        inside = text.strip()
+        if inside.startswith('[') and inside.endswith(']'):
+            inside = inside[1:-1]
+        groups = inside.replace(' ', '').split(',')
         if not set(groups) <= set(map(str, range(n))) or len(set(groups)) != len(groups):
             raise argparse.ArgumentTypeError(
                 f'{text[:40]!r} is not a list of different groups of 0 to {n - 1}, such as {n - 2},{n - 1}'

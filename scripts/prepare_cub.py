@@ -32,10 +32,10 @@ LONGEST_JPEG = 65500  # of libjpeg
 ADVICE = 'unpack CUB_200_2011.tgz again, and give its folder CUB_200_2011'
 
 parser = utils.Parser(__doc__)
-parser.add_argument(
-    'cub_dir', metavar='CUB_DIR', help='the folder CUB_200_2011, as it was unpacked'
-)
+# fmt: off
+parser.add_argument('cub_dir', metavar='CUB_DIR', help='the folder CUB_200_2011, as it was unpacked')
 prepare.add_options(parser)
+# fmt: on
 
 
 def main(argv=None):

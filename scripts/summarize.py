@@ -533,8 +533,12 @@ def notes(name, runs, logs) -> list:
     if finished:
         parts.append(bullets('Trained with:', schedules(finished)))
         parts.append(bullets('By method:', methods(runs)))
-    odd = {stem: ' and '.join(differing(of_stem)) for stem, of_stem in runs.items()}
-    if lines := [f'{stem}: its runs differ in {what}' for stem, what in odd.items() if what]:
+    lines = [
+        f'{stem}: its runs differ in {" and ".join(odd)}'
+        for stem, of_stem in runs.items()
+        if (odd := differing(of_stem))
+    ]
+    if lines:
         parts.append(bullets('Not comparable, and left out above:', lines))
     if lines := missing(runs):
         parts.append(bullets('Not finished, and left out above:', lines))
