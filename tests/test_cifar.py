@@ -26,8 +26,10 @@ import data
 import nin
 import resnet
 import utils
+from programs import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ['--dataset', 'folder', '--dataroot', 'set']
 NET = ['--depth', '10', '--width', '0.5', '--batch_size', '64', '--nthread', '1']
 
 
@@ -53,14 +55,12 @@ def home(tmp_path_factory):
     return home
 
 
-def arguments(*options, dataset=('--dataset', 'folder', '--dataroot', 'set')):
+def arguments(*options, dataset=FOLDER):
     return [sys.executable, str(ROOT / 'cifar.py'), *dataset, *NET, *map(str, options)]
 
 
-def command(cwd, *options, **kw):
-    return subprocess.run(
-        arguments(*options, **kw), check=False, cwd=cwd, capture_output=True, text=True
-    )
+def command(cwd, *options, dataset=FOLDER):
+    return run_script('cifar.py', *dataset, *NET, *options, cwd=cwd)
 
 
 def start(cwd, *options, **kw):
