@@ -28,6 +28,8 @@ case ${1:-} in
 esac
 
 caller=$PWD
+# What is wrong with the environment shows before anything is installed or trained: first a dry run.
+[ -n "${DRY_RUN:-}" ] || DRY_RUN=1 bash "$0" > /dev/null
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 # A path of the caller's as it is seen from the repository root, which is the working directory now.
@@ -101,13 +103,28 @@ is_chosen() {
   return 1
 }
 
-chosen=0 # the number of runs that ONLY has
+chosen=0  # the number of runs that ONLY has
+folders=' ' # of those runs so far
+
+# check_teacher NAME OPTIONS...: its teacher must be there, or be trained by a run before it.
+check_teacher() {
+  local name=$1 teacher=
+  while [ $# -gt 1 ]; do
+    case $1 in --teacher_id | --teacher_params) teacher=$2 ;; esac
+    shift
+  done
+  case $teacher in "$LOGS"/*) ;; *) return 0 ;; esac
+  case $folders in *" $teacher "*) return 0 ;; esac
+  [ -e "$teacher" ] || complain "ONLY=${ONLY:-}: has $name, but not its teacher, ${teacher#"$LOGS"/}, which is not in $LOGS either; add it to ONLY"
+}
 
 pids=() names=() commands=() # of the runs under way, by slot: 0 to JOBS - 1
 
 run() {
   is_chosen "$2" || return 0
   chosen=$((chosen + 1))
+  check_teacher "${@:2}"
+  folders="$folders$LOGS/$2 "
   local script=$1 name=$2 i launch=("${python[@]}")
   local words=("$script" --save "$LOGS/$name" "${@:3}" --resume ${extra[@]+"${extra[@]}"})
   if [ -n "${DRY_RUN:-}" ]; then

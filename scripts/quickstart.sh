@@ -3,11 +3,25 @@
 #
 #   bash scripts/quickstart.sh            on `shapes`, which is drawn: no download, 2 minutes on 2 CPU cores of 2024, 10 on 2 of 2017
 #   bash scripts/quickstart.sh cifar10    on CIFAR-10: 10 epochs, an hour or more on 2 CPU cores
+#   DRY_RUN=1 bash scripts/quickstart.sh  only prints the commands
 #
 # Makes .venv on the first run. Run again, it skips what is done and goes on with what was stopped. Environment:
 #   SEED=0  EPOCHS=20 on shapes, 10 on cifar10 (published: 200)  SAVE=logs/quickstart  PYTHON, VENV: see setup.sh
 #   DATAROOT=~/data  where CIFAR-10 is, or goes; a folder with train/CLASS/* and test/CLASS/* is used as it is
 set -euo pipefail
+
+# Before anything is installed.
+case ${1:-shapes} in
+  shapes | cifar10) ;;
+  -h | --help)
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    exit
+    ;;
+  *)
+    echo "$(basename "$0"): error: $1: is no set; use shapes (default) or cifar10" >&2
+    exit 2
+    ;;
+esac
 
 caller=$PWD
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -26,12 +40,11 @@ case $set_name in
     if [ -d "$root/train" ]; then
       data=(--dataset folder --dataroot "$root")
     else
-      mkdir -p "$root"
+      [ -n "${DRY_RUN:-}" ] || mkdir -p "$root"
       data=(--dataset CIFAR10 --dataroot "$root")
     fi
     epochs=${EPOCHS:-10} beta=1e+3
     ;;
-  *) complain "unknown set $set_name; use shapes (default) or cifar10" ;;
 esac
 seed=${SEED:-0}
 save=$(absolute "${SAVE:-$PWD/logs/quickstart}")
@@ -41,10 +54,12 @@ save=$(absolute "${SAVE:-$PWD/logs/quickstart}")
 
 teacher=$save/teacher student=$save/student transfer=$save/student_at
 
+run() { if [ -n "${DRY_RUN:-}" ]; then echo python "$@"; else "$VENV_PYTHON" "$@"; fi; }
+
 train() {
   echo
   echo "== $1"
-  "$VENV_PYTHON" cifar.py "${data[@]}" --epochs "$epochs" --seed "$seed" --resume "${@:2}"
+  run cifar.py "${data[@]}" --epochs "$epochs" --seed "$seed" --resume "${@:2}"
 }
 
 train 'teacher: WRN-16-2' --save "$teacher" --depth 16 --width 2
@@ -53,6 +68,6 @@ train 'student with attention transfer: WRN-16-1' --save "$transfer" --depth 16 
 
 echo
 labels=('teacher WRN-16-2' 'student WRN-16-1' 'student + AT')
-"$VENV_PYTHON" scripts/plot.py "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/curves.png"
-"$VENV_PYTHON" scripts/attention.py --weights "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/attention.png"
+run scripts/plot.py "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/curves.png"
+run scripts/attention.py --weights "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/attention.png"
 echo "next: look at the two pictures; '. .venv/bin/activate', then 'python cifar.py --help'; README.md goes on with CIFAR-10"

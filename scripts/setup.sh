@@ -4,7 +4,7 @@
 #
 #   PYTHON=python3.12   the Python to make .venv with (default: python3); 3.10 or newer, with venv
 #   VENV=DIR            an environment to use as it is, nothing is installed into it
-#   DRY_RUN=1           nothing is made or installed
+#   DRY_RUN=1           nothing is made or installed, for scripts that then print their commands alone
 
 case ${VENV:-/} in /*) ;; *) VENV=$PWD/$VENV ;; esac
 case ${PYTHON:-} in */*) PYTHON=$(cd "$(dirname "$PYTHON")" 2> /dev/null && pwd)/$(basename "$PYTHON") ;; esac

@@ -34,7 +34,15 @@ PHOTOGRAPHS = ['table4', 'table5']
 PROGRAMS = {'cifar.py': cifar, 'imagenet.py': imagenet, 'scripts/summarize.py': summarize}
 PROGRAMS['scripts/plot.py'] = plot
 MINE = {'SEEDS', 'EPOCHS', 'LOGS', 'DATAROOT', 'EXTRA', 'JOBS', 'NPROC', 'DRY_RUN', 'BETAS', 'CUB'}
-MINE |= {'ONLY', 'SCENES', 'IMAGENET', 'STUDENT_PARAMS', 'TEACHER_PARAMS', 'CUDA_VISIBLE_DEVICES'}
+MINE |= {
+    'ONLY',
+    'VALIDATE',
+    'SCENES',
+    'IMAGENET',
+    'STUDENT_PARAMS',
+    'TEACHER_PARAMS',
+    'CUDA_VISIBLE_DEVICES',
+}
 
 
 def environment(**given):
@@ -290,6 +298,15 @@ def test_only_takes_the_runs_that_match():
     assert first[0] == 'imagenet.py' and '--evaluate' in first and 'table5' in second
 
 
+def test_only_of_readme_takes_teachers_with_their_students():
+    text = (ROOT / 'README.md').read_text() + (ROOT / 'docs/README.md').read_text()
+    lines = re.findall(r'(ONLY=.*)bash scripts/(\w+)\.sh', text)
+    assert len(lines) > 2
+    for line, script in lines:
+        given = dict(word.split('=', 1) for word in shlex.split(line))
+        assert len(options(script, **given)) > 2
+
+
 def test_a_word_starts_no_training(tmp_path):
     def call(*words):
         script = ['bash', str(ROOT / 'scripts' / 'table1.sh'), *words]
@@ -331,6 +348,7 @@ def test_paths_are_the_callers_and_extra_comes_last(tmp_path):
         ('table1', {'SEEDS': '0,1'}, 'SEEDS=0,1'),
         ('table2', {'EPOCHS': 'ten'}, 'EPOCHS=ten'),
         ('table2', {'ONLY': 'wrn nin*', 'DATAROOT': str(ROOT)}, 'ONLY=wrn nin*'),
+        ('table1', {'ONLY': '*wrn_16_*'}, 'but not its teacher, wrn_40_1_seed0'),
         ('table4', {'CUB': '', 'SCENES': ''}, 'CUB'),
         ('table4', {'CUB': 'x', 'STUDENT_PARAMS': '/no/18.hkl'}, 'convert.py resnet18'),
         ('table5', {'IMAGENET': ''}, 'IMAGENET'),
