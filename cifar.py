@@ -34,7 +34,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torchnet import meter
-from tqdm import tqdm
 
 import data
 import nin
@@ -330,14 +329,7 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
     batches, draws = (v.to(images.device).split(opt.batch_size) for v in (order, draws))
     beta = torch.tensor(utils.epoch_beta(epoch, opt), device=images.device)
     rows, looked = [], 0
-    bar = tqdm(
-        total=n,
-        desc=f'epoch {epoch}/{opt.epochs}',
-        unit=' images',
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
+    with data.progress(n, f'epoch {epoch}/{opt.epochs}') as bar:
         for step, (index, drawn) in enumerate(zip(batches, draws), 1):
             loss, terms = loss_of(images, index, drawn, labels[index], params, beta)
             optimizer.zero_grad()
@@ -348,9 +340,8 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
             if step % 20 == 0 or step == len(batches):
                 recent = torch.stack(rows[looked:]).cpu()
                 utils.check_finite(recent, term_names(opt), epoch, looked, opt.save)
-                bar.set_postfix_str(
-                    f'loss {recent[:, 0].mean():.3f}, accuracy {recent[:, -1].mean():.1f} %'
-                )
+                means = recent.mean(0)
+                bar.set_postfix_str(f'loss {means[0]:.3f}, accuracy {means[-1]:.1f} %')
                 looked = step
 
     sizes = torch.tensor([len(index) for index in batches], dtype=torch.double)

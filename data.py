@@ -215,15 +215,11 @@ def in_threads(work, items, doing: str, nthread=0, chunk=1) -> list:
     has not begun by then never does."""
     chunks = [items[i : i + chunk] for i in range(0, len(items), chunk)]
     results = []
-    with quiet_decoders() as stderr, ThreadPoolExecutor(nthread or cores()) as pool:
-        bar = tqdm(
-            total=len(items),
-            desc=doing,
-            unit=' images',
-            leave=False,
-            file=stderr,
-            disable=not stderr.isatty(),
-        )
+    with (
+        quiet_decoders() as stderr,
+        ThreadPoolExecutor(nthread or cores()) as pool,
+        progress(len(items), doing, file=stderr) as bar,
+    ):
         try:
             for done in pool.map(lambda part: [work(item) for item in part], chunks):
                 results += done
@@ -231,9 +227,13 @@ def in_threads(work, items, doing: str, nthread=0, chunk=1) -> list:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-        finally:
-            bar.close()
     return results
+
+
+def progress(images: int, doing: str, **options) -> tqdm:
+    """A progress bar; without `disable` it is shown where it goes to a terminal."""
+    options = {'disable': None} | options
+    return tqdm(total=images, desc=doing, unit=' images', leave=False, **options)
 
 
 def cores() -> int:

@@ -40,7 +40,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torchnet import meter
-from tqdm import tqdm
 
 import data
 import resnet
@@ -485,14 +484,9 @@ def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint
     def view(file, i, out):
         return TRAIN_CROPS[opt.train_crop](file, opt.image_size, opt.seed, epoch, i, out)
 
-    bar = tqdm(
-        total=n,
-        initial=sum(map(len, batches[:start])),
-        desc=f'epoch {epoch}/{opt.epochs}',
-        unit=' images',
-        leave=False,
-        disable=rank() != 0 or not sys.stderr.isatty(),
-    )
+    seen = sum(map(len, batches[:start]))
+    hidden = rank() > 0 or None
+    bar = data.progress(n, f'epoch {epoch}/{opt.epochs}', initial=seen, disable=hidden)
     with bar, contextlib.closing(train.batches(mine[start:], view, opt, device)) as loaded:
         for step, (images, targets) in enumerate(loaded, start):
             loss, terms = step_of(images, targets, use_at)
@@ -510,8 +504,8 @@ def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint
                 utils.check_finite(recent, names, epoch, looked, opt.save)
                 for row, weight in zip(recent.double(), weights[looked:]):
                     sums += row * weight
-                said = recent.mean(0).tolist()
-                bar.set_postfix_str(f'loss {said[0]:.3f}, top-1 {said[-2]:.1f} %')
+                means = recent.mean(0)
+                bar.set_postfix_str(f'loss {means[0]:.3f}, top-1 {means[-2]:.1f} %')
                 rows, looked = [], step + 1
             if wanted:
                 checkpoint.write(step + 1, sums)

@@ -37,7 +37,6 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
@@ -469,8 +468,7 @@ def tell_agreement(opt, nets, key):
             f'warning: --weights {opt.weights[0]}: the teacher was trained on other classes than {source} has',
             file=sys.stderr,
         )
-    bar = tqdm(total=n, unit=' images', leave=False, disable=not sys.stderr.isatty())
-    with bar:
+    with data.progress(n, 'comparing') as bar:
         distances = measure(batches, teacher, students, MAPS[key][1], bar.update)
     written, _ = MAPS[key]
     text = (
