@@ -83,16 +83,15 @@ def wrn(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
     def group_params(ni, no):
         return {f'block{i}': block_params(ni if i == 0 else no, no) for i in range(n)}
 
-    params = flatten(
-        {
-            'conv0': conv_params(3, 16, 3),
-            'group0': group_params(16, widths[0]),
-            'group1': group_params(widths[0], widths[1]),
-            'group2': group_params(widths[1], widths[2]),
-            'bn': bnparams(widths[2]),
-            'fc': linear_params(widths[2], num_classes),
-        }
-    )
+    nested = {
+        'conv0': conv_params(3, 16, 3),
+        'group0': group_params(16, widths[0]),
+        'group1': group_params(widths[0], widths[1]),
+        'group2': group_params(widths[1], widths[2]),
+        'bn': bnparams(widths[2]),
+        'fc': linear_params(widths[2], num_classes),
+    }
+    params = flatten(nested)
     set_requires_grad_except_bn_(params)
     return wrn_function(n), params
 
@@ -158,16 +157,14 @@ def resnet(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
     def bn(n):
         return bnparams(n) | {'weight': torch.ones(n)}
 
-    def block_params(ni, inner, no, first):
-        sizes = (
-            [(ni, inner, 1), (inner, inner, 3), (inner, no, 1)]
-            if bottleneck
-            else [(ni, no, 3), (no, no, 3)]
-        )
+    def block_params(ni, inner, no):
+        sizes = [(ni, no, 3), (no, no, 3)]
+        if bottleneck:
+            sizes = [(ni, inner, 1), (inner, inner, 3), (inner, no, 1)]
         params = {}
         for i, size in enumerate(sizes):
             params |= {f'conv{i}': conv_params(*size), f'bn{i}': bn(size[1])}
-        if first and ni != no:
+        if ni != no:
             params |= {'convdim': conv_params(ni, no, 1), 'bndim': bn(no)}
         return params
 
@@ -175,9 +172,8 @@ def resnet(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
     for g, n in enumerate(blocks):
         inner = int(64 * 2**g * width)
         no = 256 * 2**g if bottleneck else inner
-        nested[f'group{g}'] = {
-            f'block{i}': block_params(no if i else ni, inner, no, i == 0) for i in range(n)
-        }
+        sizes = [(no if i else ni, inner, no) for i in range(n)]
+        nested[f'group{g}'] = {f'block{i}': block_params(*size) for i, size in enumerate(sizes)}
         ni = no
     params = flatten(nested | {'fc': linear_params(ni, num_classes)})
     set_requires_grad_except_bn_(params)
@@ -204,14 +200,9 @@ def resnet_function(blocks: Sequence[int]) -> Callable:
 
     def block(x, params, base, training, stride):
         bottleneck = f'{base}.conv2' in params
-        o = F.relu(
-            conv_bn(
-                x, params, f'{base}.conv0', f'{base}.bn0', training, 1 if bottleneck else stride
-            )
-        )
-        o = conv_bn(
-            o, params, f'{base}.conv1', f'{base}.bn1', training, stride if bottleneck else 1
-        )
+        first, second = (1, stride) if bottleneck else (stride, 1)
+        o = F.relu(conv_bn(x, params, f'{base}.conv0', f'{base}.bn0', training, first))
+        o = conv_bn(o, params, f'{base}.conv1', f'{base}.bn1', training, second)
         if bottleneck:
             o = conv_bn(F.relu(o), params, f'{base}.conv2', f'{base}.bn2', training)
         if f'{base}.convdim' in params:
@@ -289,9 +280,8 @@ def affine_resnet(params: dict) -> Callable:
 
     def block(x, params, base, training, stride):
         o = affine_relu(x, params, f'{base}.affine0') if f'{base}.affine0.a' in params else x
-        y = affine_relu(
-            conv2d_bias(o, params, f'{base}.conv0', stride, 1), params, f'{base}.affine1'
-        )
+        y = conv2d_bias(o, params, f'{base}.conv0', stride, 1)
+        y = affine_relu(y, params, f'{base}.affine1')
         z = conv2d_bias(y, params, f'{base}.conv1', 1, 1)
         if f'{base}.conv_dim' in params or f'{base}.conv_dim.weight' in params:
             x = conv2d_bias(o, params, f'{base}.conv_dim', stride)
