@@ -493,9 +493,10 @@ def load_batches(
 
     batches  iterable of sequences; view(item, out) fills `out`, uint8 [image_size, image_size, 3]
     nthread  decoding threads (0: one a core); OpenCV decodes outside of Python's lock, so that
-    processes gain nothing ahead    batches that are decoded or being decoded before they are asked
-    for: memory is bounded by ahead + 1 of them pin      in memory from which a copy to a GPU runs
-    beside its work
+             processes gain nothing
+    ahead    batches that are decoded or being decoded before they are asked for: memory is bounded
+             by ahead + 1 of them
+    pin      in memory from which a copy to a GPU runs beside its work
 
     What a view raises comes out here."""
     cv2.setNumThreads(1)  # the threads are ours: an image each
