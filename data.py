@@ -192,11 +192,6 @@ def decode_all(files, nthread=0) -> list:
     return in_threads(decode, files, 'decoding', nthread, chunk=256)
 
 
-def find_broken(files, nthread=0) -> list[str]:
-    """What is wrong with each image file that cannot be decoded, one line each."""
-    return [fault for fault in find_faults(files, nthread) if fault]
-
-
 def find_faults(files, nthread=0) -> list:
     """What is wrong with each of the image files, None where it can be decoded."""
 

@@ -296,7 +296,8 @@ def check_images(sets, opt):
     """--check_images: every image is decoded once, by all ranks together. Raises UserError after a
     line on each that is broken."""
     files = [file for photographs in sets for file in photographs.files]
-    broken = all_gather_list(data.find_broken(files[rank() :: world_size()], opt.nthread))
+    faults = data.find_faults(files[rank() :: world_size()], opt.nthread)
+    broken = all_gather_list([fault for fault in faults if fault])
     for line in broken:
         print_first(line, sys.stderr)
     if broken and not opt.skip_broken:

@@ -804,5 +804,5 @@ def test_broken_photographs_are_listed(tmp_path):
     (tmp_path / 'cut.jpg').write_bytes(jpeg_of(photograph(30, 30))[:-20])
     (tmp_path / 'text.jpg').write_bytes(b'no image')
     files = [str(tmp_path / name) for name in ('good.jpg', 'cut.jpg', 'text.jpg', 'none.jpg')]
-    broken = data.find_broken(files, 2)
-    assert [line.split(':')[0] for line in broken] == files[1:]
+    faults = data.find_faults(files, 2)
+    assert [fault and fault.split(':')[0] for fault in faults] == [None, *files[1:]]
