@@ -562,18 +562,34 @@ def normalize(batch: torch.Tensor, mean=MEAN, std=STD) -> torch.Tensor:
 
 # ------------------------ shapes: a set that is drawn, not loaded
 
-SHAPES = [
-    'disc',
-    'ring',
-    'square',
-    'frame',
-    'triangle',
-    'diamond',
-    'cross',
-    'plus',
-    'star',
-    'arrow',
-]
+
+def shape_polygons():
+    """{class: [(255 to fill or 0 to cut out, points in the unit disc)]}"""
+
+    def regular(n, radius=1.0, start=0.0):
+        t = start + 2 * math.pi * np.arange(n) / n
+        return radius * np.stack([np.sin(t), -np.cos(t)], 1)
+
+    bar = np.array([(-1, -0.25), (1, -0.25), (1, 0.25), (-1, 0.25)])
+    diagonal = bar @ (np.array([[1, 1], [-1, 1]]) / math.sqrt(2))
+    star = np.stack([regular(5), regular(5, 0.4, math.pi / 5)], 1).reshape(-1, 2)
+    arrow = np.array([(0, -1), (0.8, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-0.8, 0)])
+    return {
+        'disc': [(255, regular(40, 0.9))],
+        'ring': [(255, regular(40, 0.9)), (0, regular(40, 0.5))],
+        'square': [(255, regular(4, start=math.pi / 4))],
+        'frame': [(255, regular(4, start=math.pi / 4)), (0, regular(4, 0.55, math.pi / 4))],
+        'triangle': [(255, regular(3))],
+        'diamond': [(255, regular(4))],
+        'cross': [(255, diagonal), (255, diagonal[:, ::-1] * (1, -1))],
+        'plus': [(255, bar), (255, bar[:, ::-1])],
+        'star': [(255, star)],
+        'arrow': [(255, arrow)],
+    }
+
+
+POLYGONS = shape_polygons()
+SHAPES = list(POLYGONS)
 SHAPES_TRAIN, SHAPES_TEST = 1000, 1000
 
 
@@ -588,9 +604,8 @@ def draw_shapes(n: int, seed: int) -> ImageSet:
 
 def _draw_shape(label, rng, size=32, others=5):
     coarse = rng.uniform(40, 215, (8, 8, 1)) + rng.uniform(-40, 40, (8, 8, 3))
-    image = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC) + rng.normal(
-        0, 8, (size, size, 1)
-    )
+    image = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    image += rng.normal(0, 8, (size, size, 1))
     for _ in range(others):
         _paint(image, rng.integers(len(SHAPES)), np.full(3, rng.uniform(0, 255)), rng)
     hue = rng.uniform(0, 6) + np.array([0, 2, 4])  # of 6, for red, green, blue
@@ -602,40 +617,10 @@ def _paint(image, label, colour, rng):
     """A shape of that class somewhere in the image, with smooth edges."""
     radius, angle = rng.uniform(3.5, 5), rng.uniform(-0.2, 0.2)
     centre = rng.uniform(radius + 1, len(image) - radius - 1, 2)
-    turn = radius * np.array(
-        [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
-    )
+    c, s = math.cos(angle), math.sin(angle)
+    turn = radius * np.array([[c, s], [-s, c]])
     mask = np.zeros(image.shape[:2], np.uint8)
-    for value, polygon in shape_polygons(SHAPES[label]):
+    for value, polygon in POLYGONS[SHAPES[label]]:
         points = np.rint((centre + polygon @ turn) * 256).astype(np.int32)
         cv2.fillPoly(mask, [points], value, cv2.LINE_AA, shift=8)
     image += (mask / 255)[..., None] * (colour - image)
-
-
-def shape_polygons(name):
-    """[(255 to fill or 0 to cut out, points in the unit disc)] of a class of SHAPES."""
-
-    def regular(n, radius=1.0, start=0.0):
-        t = start + 2 * math.pi * np.arange(n) / n
-        return radius * np.stack([np.sin(t), -np.cos(t)], 1)
-
-    bar = np.array([(-1, -0.25), (1, -0.25), (1, 0.25), (-1, 0.25)])
-    diagonal = bar @ (np.array([[1, 1], [-1, 1]]) / math.sqrt(2))
-    star = np.stack([regular(5), regular(5, 0.4, math.pi / 5)], 1).reshape(-1, 2)
-    return {
-        'disc': [(255, regular(40, 0.9))],
-        'ring': [(255, regular(40, 0.9)), (0, regular(40, 0.5))],
-        'square': [(255, regular(4, start=math.pi / 4))],
-        'frame': [(255, regular(4, start=math.pi / 4)), (0, regular(4, 0.55, math.pi / 4))],
-        'triangle': [(255, regular(3))],
-        'diamond': [(255, regular(4))],
-        'cross': [(255, diagonal), (255, diagonal[:, ::-1] * (1, -1))],
-        'plus': [(255, bar), (255, bar[:, ::-1])],
-        'star': [(255, star)],
-        'arrow': [
-            (
-                255,
-                np.array([(0, -1), (0.8, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-0.8, 0)]),
-            )
-        ],
-    }[name]
