@@ -74,11 +74,7 @@ def torchvision_set(dataset, dataroot, train):
     kind = getattr(torchvision.datasets, dataset)
     root = Path(dataroot).absolute()
     missing = [p for p in (root, *root.parents) if not os.path.exists(p)]
-    bar = (
-        contextlib.nullcontext()
-        if sys.stderr.isatty()
-        else contextlib.redirect_stderr(io.StringIO())
-    )
+    bar = contextlib.redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO())
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(30)  # a network that swallows everything is none
@@ -113,17 +109,11 @@ def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
             f'--validate {n}: must leave images of each of {len(train.classes)} classes on both sides ({len(train.labels)} in all)'
         )
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(train.labels)))
-    out = (
-        torch.cat([shuffled[train.labels[shuffled] == c][: share[c]] for c in range(len(counts))])
-        .sort()
-        .values
-    )
-    rest = torch.ones(len(train.labels), dtype=torch.bool)
-    rest[out] = False
-    return (
-        ImageSet(train.images[rest], train.labels[rest], train.classes),
-        ImageSet(train.images[out], train.labels[out], train.classes),
-    )
+    out = torch.zeros(len(train.labels), dtype=torch.bool)
+    for c in range(len(share)):
+        out[shuffled[train.labels[shuffled] == c][: share[c]]] = True
+    parts = [ImageSet(train.images[i], train.labels[i], train.classes) for i in (~out, out)]
+    return parts[0], parts[1]
 
 
 # ------------------------ folders of images
@@ -326,16 +316,11 @@ def crop_and_flip(n: int, seed: int, epoch: int, pad: int) -> torch.Tensor:
     """int64 [n, 3]: for sample i of an epoch the crop's offset down and right, each uniform in 0 ..
     2 pad, and whether it is flipped. A row is a function of (seed, epoch, i) alone, whatever n."""
     key = np.uint64(seed_of(seed, 'crop and flip', epoch))
-    draws = [
-        _mix(_mix(np.arange(n, dtype=np.uint64) + key) + np.uint64(j)) >> np.uint64(33)
-        for j in range(3)
-    ]
-    choices = (2 * pad + 1, 2 * pad + 1, 2)
-    return torch.from_numpy(
-        np.stack([(d * np.uint64(c)) >> np.uint64(31) for d, c in zip(draws, choices)], 1).astype(
-            np.int64
-        )
-    )
+    samples, columns = _mix(np.arange(n, dtype=np.uint64) + key), []
+    for j, choices in enumerate((2 * pad + 1, 2 * pad + 1, 2)):
+        draws = _mix(samples + np.uint64(j)) >> np.uint64(33)
+        columns.append((draws * np.uint64(choices)) >> np.uint64(31))
+    return torch.from_numpy(np.stack(columns, 1).astype(np.int64))
 
 
 def uniforms(count: int, seed: int, epoch: int, index: int) -> np.ndarray:
@@ -456,7 +441,7 @@ def plain_train_view(file, size: int, seed: int, epoch: int, index: int, out=Non
     image = decode_for(file, size)
     top, left = (int(v * (side - size + 1)) for v, side in zip(u, image.shape[:2]))
     image = image[top : top + size, left : left + size]
-    image = cv2.flip(image, 1) if u[2] < 0.5 else np.ascontiguousarray(image)
+    image = cv2.flip(image, 1) if u[2] < 0.5 else image
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
 
 
@@ -465,11 +450,8 @@ def centre_view(file, size: int, out=None) -> np.ndarray:
     / 224, as published."""
     image = decode_for(file, size)
     top, left = (round((side - size) / 2) for side in image.shape[:2])
-    return cv2.cvtColor(
-        np.ascontiguousarray(image[top : top + size, left : left + size]),
-        cv2.COLOR_BGR2RGB,
-        dst=out,
-    )
+    image = image[top : top + size, left : left + size]
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
 
 
 def decode_for(file, size: int) -> np.ndarray:
