@@ -353,11 +353,8 @@ def data_parallel(f, input, params: dict, training: bool, device_ids, output_dev
     replicas[0].update({k: v for k, v in params.items() if not v.requires_grad})
     fs = [partial(f, params=p, training=training) for p in replicas]
     outputs = parallel_apply(fs, inputs, devices=device_ids)
-    return gather_outputs(
-        outputs,
-        [batch_size(i[0]) for i in inputs],
-        device_ids[0] if output_device is None else output_device,
-    )
+    sizes = [batch_size(i[0]) for i in inputs]
+    return gather_outputs(outputs, sizes, device_ids[0] if output_device is None else output_device)
 
 
 def batch_size(batch) -> int:
@@ -408,12 +405,8 @@ def load_params(path) -> dict:
     if not isinstance(params, dict) or not params:
         raise UserError(f'{path}: holds no dict of tensors')
     for name, value in params.items():
-        if (
-            not isinstance(name, str)
-            or not torch.is_tensor(value)
-            or value.layout != torch.strided
-            or value.is_quantized
-        ):
+        dense = torch.is_tensor(value) and value.layout == torch.strided and not value.is_quantized
+        if not isinstance(name, str) or not dense:
             raise UserError(f'{path}: {name!r} is {type(value).__name__}, not a dense tensor')
     params = part(params, 'student') or params
     if all(name.startswith('module.') for name in params):  # of nn.DataParallel
@@ -486,12 +479,10 @@ def _read_hkl(path):
         # hickle 4 and 5 tell their version in a string of variable length, which HDF5 can hang on
         # in a damaged file; the mark that 4 sets on its dict tells them apart as well.
         if 'HICKLE_VERSION' in h.attrs:
-            nested = 'base_type' in _member(path, h, 'data').attrs
-            entries = (
-                _entries_nested(path, h, 'data', 'data', 'base_type')
-                if nested
-                else _entries_5(path, h)
-            )
+            if 'base_type' in _member(path, h, 'data').attrs:
+                entries = _entries_nested(path, h, 'data', 'data', 'base_type')
+            else:
+                entries = _entries_5(path, h)
         elif _text(h.attrs.get('CLASS', '')) == 'hickle':
             version = _text(h.attrs['VERSION']).split('.')[0]
             if version not in ('2', '3'):
@@ -502,13 +493,9 @@ def _read_hkl(path):
         else:
             raise UserError(f'{path}: an HDF5 file, but not written by hickle')
         nodes = dict(entries)
-        bytes_of = {
-            name: node.nbytes for name, node in nodes.items() if isinstance(node, h5py.Dataset)
-        }
-        if sum(bytes_of.values()) > 2**32:
-            _refuse(
-                path, max(bytes_of, key=bytes_of.get), 'too large (more than 4 GiB in one file)'
-            )
+        sizes = {k: node.nbytes for k, node in nodes.items() if isinstance(node, h5py.Dataset)}
+        if sum(sizes.values()) > 2**32:
+            _refuse(path, max(sizes, key=sizes.get), 'too large (more than 4 GiB in one file)')
         return {name: _array(path, name, node) for name, node in nodes.items()}
 
 
@@ -519,9 +506,8 @@ def _text(value) -> str:
 
 def _member(path, group, key):
     # A link into another file would read what the user did not name.
-    if not isinstance(group, h5py.Group) or not isinstance(
-        group.get(key, getlink=True), h5py.HardLink
-    ):
+    link = group.get(key, getlink=True) if isinstance(group, h5py.Group) else None
+    if not isinstance(link, h5py.HardLink):
         raise UserError(f'{path}: {key!r} is not part of this file')
     return group[key]
 
@@ -816,12 +802,8 @@ def save_checkpoint(folder, checkpoint: dict) -> None:
 def resume_advice(opt, here: bool) -> str:
     """What makes a run go on that was begun with these options; here: it goes on from a checkpoint
     of its own folder."""
-    elsewhere = isinstance(opt.resume, str) and not here
-    return (
-        'the same command with --resume'
-        + (' alone, without a path,' if elsewhere else '')
-        + ' goes on'
-    )
+    alone = ' alone, without a path,' if isinstance(opt.resume, str) and not here else ''
+    return f'the same command with --resume{alone} goes on'
 
 
 def save_run(folder, checkpoint: dict) -> None:
@@ -1051,16 +1033,11 @@ def load_optimizer(optimizer, checkpoint: dict) -> None:
     """Raises UserError if the checkpoint's optimizer is not one of these parameters."""
     try:
         optimizer.load_state_dict(checkpoint['optimizer'])
-        fits = all(
-            v.shape == p.shape
-            for p, state in optimizer.state.items()
-            for v in state.values()
-            if v is not None
-        )
+        for p, state in optimizer.state.items():
+            if any(v is not None and v.shape != p.shape for v in state.values()):
+                raise ValueError('momentum of another shape')
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f'--resume: the optimizer state does not fit the net ({e})') from e
-    if not fits:
-        raise UserError('--resume: the optimizer state does not fit the net')
 
 
 def scaled_steps(steps: list, published_epochs: int, epochs: int) -> list:
@@ -1116,9 +1093,8 @@ def choose_device(opt) -> tuple[torch.device, list]:
     if opt.gpu_id:
         os.environ['CUDA_VISIBLE_DEVICES'] = opt.gpu_id
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    name = (
-        'cuda' if opt.cuda or opt.device == 'auto' and n_gpus else opt.device.replace('auto', 'cpu')
-    )
+    usual = 'cuda' if opt.cuda or n_gpus else 'cpu'
+    name = usual if opt.device == 'auto' else opt.device
     if opt.gpu_id and not n_gpus and (name == 'cuda' or opt.device == 'auto'):
         raise UserError(
             f'--gpu_id {opt.gpu_id}: there is no such CUDA device here; --device cpu runs on the CPU'
@@ -1132,10 +1108,8 @@ def choose_device(opt) -> tuple[torch.device, list]:
             '--device mps: there is no such device here; leave the option out to run on the CPU'
         )
     if opt.ngpu > max(1, n_gpus) or opt.ngpu > 1 and name != 'cuda':
-        raise UserError(
-            f'--ngpu {opt.ngpu}: there are {n_gpus} GPUs to use here'
-            + (f', and --device is {name}' if n_gpus else '')
-        )
+        but = f', and --device is {name}' if n_gpus else ''
+        raise UserError(f'--ngpu {opt.ngpu}: there are {n_gpus} GPUs to use here{but}')
     if opt.ngpu > 1 and opt.compile:
         raise UserError('--compile works on one device; leave it out with --ngpu above 1')
     if opt.nthread:
@@ -1180,10 +1154,8 @@ def compiler_works(device) -> bool:
         torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(4096, device=device))
     except torch._dynamo.exc.TorchDynamoException as e:
         reason = ' '.join(str(e).split())[:200]
-        print(
-            f'warning: --compile: no working compiler here, going on without ({reason})',
-            file=sys.stderr,
-        )
+        warning = f'warning: --compile: no working compiler here, going on without ({reason})'
+        print(warning, file=sys.stderr)
         return False
     return True
 
@@ -1241,10 +1213,8 @@ class Parser(argparse.ArgumentParser):
         words = {arg.split('=')[0] for arg in argv}
         given = {a.dest for a in self._actions if words.intersection(a.option_strings)}
         for name in sorted(given):
-            if '' in (
-                getattr(opt, name),
-                *(getattr(opt, name) if isinstance(getattr(opt, name), list) else ()),
-            ):
+            value = getattr(opt, name)
+            if '' in (value if isinstance(value, list) else [value]):
                 self.error(f'--{name}: its value is empty')
         return opt, given
 
@@ -1260,11 +1230,8 @@ class Parser(argparse.ArgumentParser):
             parsed = action.type(text) if action.type else text
         except argparse.ArgumentTypeError:
             return False
-        return (
-            type(parsed) is type(value)
-            and parsed == value
-            and (action.choices is None or value in action.choices)
-        )
+        same = type(parsed) is type(value) and parsed == value
+        return same and (action.choices is None or value in action.choices)
 
 
 def number(kind=float, low=-math.inf, high=math.inf, above=-math.inf):
@@ -1292,11 +1259,8 @@ def rising_epochs(text):
         epochs = json.loads(text)
     except (ValueError, RecursionError):
         epochs = None
-    if (
-        not isinstance(epochs, list)
-        or any(type(e) is not int or e < 1 for e in epochs)
-        or sorted(set(epochs)) != epochs
-    ):
+    whole = isinstance(epochs, list) and all(type(e) is int and e > 0 for e in epochs)
+    if not whole or sorted(set(epochs)) != epochs:
         raise argparse.ArgumentTypeError(
             f'{text!r} is not a JSON list of rising positive whole numbers, such as [60,120,160]'
         )
@@ -1437,10 +1401,8 @@ def call_main(main, argv=None) -> int:
         for s in before:  # a second signal does not interrupt the line
             signal.signal(s, signal.SIG_IGN)
         after_bar = '\n' if sys.stderr.isatty() else ''
-        print(
-            f'{after_bar}{program}: stopped by {signal.Signals(e.signum).name}: {main.hint}',
-            file=sys.stderr,
-        )
+        stopped = f'stopped by {signal.Signals(e.signum).name}'
+        print(f'{after_bar}{program}: {stopped}: {main.hint}', file=sys.stderr)
         return 128 + e.signum
     finally:
         for s, handler in before.items():
