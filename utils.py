@@ -926,18 +926,6 @@ MAY_DIFFER = {
     'imagenetpath',
 }
 NOT_OPTIONS_OF_A_RUN = {'resume', 'evaluate'}
-# What a run did that was begun before there was an option for it.
-DEFAULTS_OF_OLDER_RUNS = {
-    'train_crop': 'resized',
-    'net': 'wrn',
-    'no_bn': False,
-    'no_pool_relu': False,
-    'method': 'at',
-    'at_map': 'sum',
-    'at_p': 2.0,
-    'at_groups': [0, 1, 2],
-    'beta_decay': 'none',
-}
 
 
 def run_options(opt) -> dict:
@@ -972,7 +960,9 @@ def find_checkpoint(opt, given: set, parser, default_save) -> tuple:
 def continue_options(opt, given: set, checkpoint: dict, parser) -> None:
     """Sets every option that was not given to that of the run in `checkpoint`. Raises UserError
     naming one that was given and differs."""
-    old = DEFAULTS_OF_OLDER_RUNS | checkpoint['options']
+    # A run from before there was an option did as its default says, but for this one.
+    usual = {k: parser.get_default(k) for k in run_options(opt)} | {'train_crop': 'resized'}
+    old = usual | checkpoint['options']
     old = {k: v for k, v in old.items() if k != 'save' and hasattr(opt, k)}
     for name, value in old.items():
         if not parser.takes(name, value):
@@ -983,14 +973,14 @@ def continue_options(opt, given: set, checkpoint: dict, parser) -> None:
             raise UserError(
                 f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, which has {_plain(value)}'
             )
-    longer = 'epochs' in given and opt.epochs != old.get('epochs')
+    longer = 'epochs' in given and opt.epochs != old['epochs']
     if longer and old.get('beta_decay', 'none') != 'none':
         raise UserError(
-            f'--epochs {opt.epochs}: beta decays over the {old.get("epochs")} epochs of this run, which cannot change'
+            f'--epochs {opt.epochs}: beta decays over the {old["epochs"]} epochs of this run, which cannot change'
         )
     if longer and 'epoch_step' not in given:
         print(
-            f'--epochs {opt.epochs} in place of {old.get("epochs")}: the rate still drops at {_plain(old.get("epoch_step"))}'
+            f'--epochs {opt.epochs} in place of {old["epochs"]}: the rate still drops at {_plain(old["epoch_step"])}'
         )
     # A device that is named now stands for all that was said of devices before.
     devices = {'device', 'cuda', 'gpu_id', 'ngpu'}
