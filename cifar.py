@@ -231,7 +231,7 @@ def prepare(opt, device, checkpoint):
     if checkpoint:
         utils.check_facts(facts, checkpoint)
 
-    train_set, test_set = (utils.to_device(s, device) for s in (train_set, test_set))
+    train_set, test_set = train_set.to(device), test_set.to(device)
     nets = {'student': params_s, 'teacher': params_t, 'adapter': adapters}
     nets = {name: utils.to_device(p, device) for name, p in nets.items()}
     if checkpoint:
@@ -463,7 +463,7 @@ def evaluate(opt, given):
     classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
     utils.check_classes(f'--evaluate {opt.evaluate}', params, records, classes)
     _, test_set = load_sets(load, opt)
-    test_set, params = utils.to_device(test_set, device), utils.to_device(params, device)
+    test_set, params = test_set.to(device), utils.to_device(params, device)
     start = time.time()
     test_loss, test_acc = test(f, params, test_set)
     seconds = time.time() - start

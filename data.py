@@ -47,6 +47,9 @@ class ImageSet(NamedTuple):
     labels: torch.Tensor  # int64 [N]
     classes: list  # names, in the order of the labels
 
+    def to(self, device):
+        return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
+
 
 # ------------------------ sets
 

@@ -1123,17 +1123,15 @@ def keep_freed_memory() -> None:
         mallopt(M_MMAP_MAX, 0)
 
 
-def to_device(tensors, device):
-    """A dict or tuple of tensors on the device; 4-dimensional weights in channels_last memory,
-    where convolutions are faster."""
-    if isinstance(tensors, tuple):
-        return type(tensors)(*(v.to(device) if torch.is_tensor(v) else v for v in tensors))
+def to_device(params: dict, device) -> dict:
+    """Parameters on the device; 4-dimensional weights in channels_last memory, where convolutions
+    are faster."""
 
     def place(v):
         layout = torch.channels_last if v.dim() == 4 else torch.contiguous_format
         return v.detach().to(device, memory_format=layout).requires_grad_(v.requires_grad)
 
-    return {k: place(v) for k, v in tensors.items()}
+    return {k: place(v) for k, v in params.items()}
 
 
 def compiler_works(device) -> bool:

@@ -136,7 +136,7 @@ def ours(opt, dtype, compiled):
     if compiled:
         loss_of = torch.compile(loss_of, dynamic=False)
     optimizer = utils.make_optimizer(params, options, epoch=1)
-    whole = utils.to_device(random_set(opt.images), device)
+    whole = random_set(opt.images).to(device)
 
     def run(steps):
         n = steps * options.batch_size
