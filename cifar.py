@@ -353,12 +353,12 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
 
 
 @torch.inference_mode()
-def test(f, params, test_set, base=''):
+def test(f, params, test_set):
     """(test_loss, test_acc) of a net in float32: mean cross-entropy, top-1 accuracy in per cent."""
     images, labels, _ = test_set
     losses, correct = [], 0
     for x, targets in zip(images.split(250), labels.split(250)):
-        logits, _ = f(data.normalize(x), params, False, base)
+        logits, _ = f(data.normalize(x), params, False)
         losses.append(F.cross_entropy(logits, targets, reduction='sum'))
         correct += (logits.argmax(1) == targets).sum()
     total_loss = float(torch.stack(losses).cpu().double().sum())

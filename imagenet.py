@@ -530,7 +530,7 @@ def resumed_sums(begun, n):
 
 
 @torch.inference_mode()
-def test(f, params, val, opt, device, sample=None, base=''):
+def test(f, params, val, opt, device, sample=None):
     """(mean cross-entropy, [top-1, top-5] accuracy in per cent) of a net in float32, single crop;
     every image counts once, whatever the number of ranks. sample: indices to test on (default:
     all)."""
@@ -542,7 +542,7 @@ def test(f, params, val, opt, device, sample=None, base=''):
 
     mine = [part for part in index[rank() :: world_size()].split(100) if len(part)]
     for images, targets in val.batches(mine, view, opt, device):
-        logits, _ = f(normalize(images), params, False, base)
+        logits, _ = f(normalize(images), params, False)
         loss = F.cross_entropy(logits, targets, reduction='sum')
         right = correct(logits, targets).sum(1)
         sums += torch.stack([loss.double().cpu(), *right.double().cpu()])
