@@ -126,11 +126,7 @@ def run_name(opt):
     """Dataset, net, teacher, and whatever else is not as published:
     CIFAR10_wrn-16-1_resnet_16_2_teacher_beta1000_seed0."""
     root = f'-{Path(opt.dataroot).resolve().name}' if opt.dataset == 'folder' else ''
-    parts = [
-        opt.dataset + root,
-        net_name(opt),
-        utils.without_suffix(opt.teacher_id),
-    ]
+    parts = [opt.dataset + root, net_name(opt), utils.without_suffix(opt.teacher_id)]
     said = {'dataset', 'net', 'depth', 'width', 'teacher_id'}
     return utils.run_name(parts, opt, parser, said, PUBLISHED_STEPS, PUBLISHED_EPOCHS)
 
@@ -144,17 +140,14 @@ def net_name(opt):
 
 def load_teacher(opt):
     """(f, params, records) of --teacher_id, which is logs/ID, a run folder or a weights file."""
-    found = [
-        path
-        for path in (os.path.join('logs', opt.teacher_id), opt.teacher_id)
-        if os.path.exists(path)
-    ]
-    if not found:
+    path = os.path.join('logs', opt.teacher_id)
+    path = path if os.path.exists(path) else opt.teacher_id
+    if not os.path.exists(path):
         raise UserError(
             f'--teacher_id {opt.teacher_id}: there is no logs/{opt.teacher_id}, and no such folder or file'
         )
     try:
-        f, params, records = resnet.load_net(found[0])
+        f, params, records = resnet.load_net(path)
     except UserError as e:
         raise UserError(f'--teacher_id {e}') from e
     if resnet.layout(params) not in ('wrn', 'nin'):
@@ -180,14 +173,13 @@ def make_adapters(params_s, params_t, f_student, f_teacher, opt):
     these differ: {'group0': [C', C, 1, 1]}."""
     if opt.method != 'factt':
         return {}
-    x = torch.zeros(1, 3, 32, 32)
-    groups = [f(x, p, False)[1] for f, p in ((f_student, params_s), (f_teacher, params_t))]
-    pairs = {i: (groups[0][i].shape[1], groups[1][i].shape[1]) for i in opt.at_groups}
-    return {
-        f'group{i}': utils.conv_params(ni, no).requires_grad_()
-        for i, (ni, no) in pairs.items()
-        if ni != no
-    }
+    x, adapters = torch.zeros(1, 3, 32, 32), {}
+    (_, g_s), (_, g_t) = f_student(x, params_s, False), f_teacher(x, params_t, False)
+    for i in opt.at_groups:
+        ni, no = g_s[i].shape[1], g_t[i].shape[1]
+        if ni != no:
+            adapters[f'group{i}'] = utils.conv_params(ni, no).requires_grad_()
+    return adapters
 
 
 def load_sets(load, opt):
@@ -206,8 +198,8 @@ def prepare(opt, device, checkpoint):
     classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
     if opt.alpha or opt.method == 'grad':
         option = '--alpha' if opt.alpha else '--method grad'
-        source = f'--teacher_id {opt.teacher_id} with {option}'
-        utils.check_classes(source, params_t, records, classes)
+        option = f'--teacher_id {opt.teacher_id} with {option}'
+        utils.check_classes(option, params_t, records, classes)
     f_student, params_s, adapters = new_student(opt, len(classes), f_teacher, params_t)
     if checkpoint:
         source = f'--resume {opt.resume}'
@@ -306,10 +298,9 @@ def by_gradient(student, teacher, x, targets, params, opt):
 
 
 def term_names(opt):
+    losses = [f'at_loss of group {i}' for i in opt.at_groups] if opt.teacher_id else []
     if opt.method in BY_GRADIENT:
         losses = [f'--method {opt.method}']
-    else:
-        losses = [f'at_loss of group {i}' for i in opt.at_groups] if opt.teacher_id else []
     return ['loss', 'distillation', *losses, 'accuracy']
 
 
