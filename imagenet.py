@@ -466,7 +466,7 @@ class Student(torch.nn.Module):
 # ------------------------ training and testing
 
 
-def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint):
+def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoints):
     """One pass over the training images, from where `begun`, a checkpoint or None, left it. Returns
     {train_loss, train_acc, at_losses}, means over samples.
 
@@ -499,7 +499,7 @@ def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint
             optimizer.step()
             rows.append(terms)
             bar.update(len(batches[step]))
-            wanted = checkpoint.wanted() or step + 1 == len(batches)
+            wanted = checkpoints.wanted() or step + 1 == len(batches)
             if (step + 1) % 20 == 0 or wanted:
                 recent = torch.stack(rows).cpu()
                 utils.check_finite(recent, names, epoch, looked, opt.save)
@@ -509,7 +509,7 @@ def train_epoch(epoch, step_of, train, optimizer, opt, device, begun, checkpoint
                 bar.set_postfix_str(f'loss {means[0]:.3f}, top-1 {means[-2]:.1f} %')
                 rows, looked = [], step + 1
             if wanted:
-                checkpoint.write(step + 1, sums)
+                checkpoints.write(step + 1, sums)
 
     meters = [meter.AverageValueMeter() for _ in names]
     for m, value in zip(meters, all_gather(sums).sum(0).tolist()):
