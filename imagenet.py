@@ -258,9 +258,8 @@ class Photographs:
                 f'--skip_broken: every image of {self.classes[self.labels[i]]} is broken'
             )
 
-        loaded = data.load_batches(
-            batches, one, opt.image_size, opt.nthread, pin=device.type == 'cuda'
-        )
+        pin = device.type == 'cuda'
+        loaded = data.load_batches(batches, one, opt.image_size, opt.nthread, pin=pin)
         return on_device(loaded, self.labels, device)
 
 
@@ -301,10 +300,8 @@ def check_images(sets, opt):
     for line in broken:
         print_first(line, sys.stderr)
     if broken and not opt.skip_broken:
-        mistake = (
-            f'{len(broken)} images are broken (listed above); remove them, or give --skip_broken'
-        )
-        end_all(UserError(f'--check_images: {mistake}'), status=2)
+        found = f'--check_images: {len(broken)} images are broken (listed above)'
+        end_all(UserError(f'{found}; remove them, or give --skip_broken'), status=2)
 
 
 # ------------------------ nets
@@ -340,10 +337,8 @@ def load_student(opt, num_classes, params_t):
 def is_fixed(name):
     """Whether fine-tuning leaves a parameter alone (section 4.2 of the paper): batch norms, the
     first group, and what lies before it."""
-    return (
-        name.startswith(('conv0', 'bn0', 'affine0', 'group0.'))
-        or re.search(r'\b(bn\w*|affine\w*)\.\w+$', name) is not None
-    )
+    early = name.startswith(('conv0', 'bn0', 'affine0', 'group0.'))
+    return early or re.search(r'\b(bn|affine)\w*\.\w+$', name) is not None
 
 
 def load_net_for(opt, option):
@@ -359,9 +354,9 @@ def load_net_for(opt, option):
 def load(opt, checkpoint):
     """(f_student, f_teacher, params_s, params_t, records of the teacher's log, train, val, facts):
     what is read from files, and as facts what a continuation must find unchanged."""
-    f_teacher, params_t, records = (
-        load_net_for(opt, 'teacher_params') if opt.teacher_params else (None, {}, [])
-    )
+    f_teacher, params_t, records = None, {}, []
+    if opt.teacher_params:
+        f_teacher, params_t, records = load_net_for(opt, 'teacher_params')
     train_set, val = open_photographs(opt)
     if opt.alpha:
         option = f'--teacher_params {opt.teacher_params} with --alpha'
@@ -648,14 +643,11 @@ def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, advi
     main.hint = f'{advice} after epoch {done} of {opt.epochs}'
 
     def make(step, sums, epoch=None):
-        broken = [
-            sorted(set(all_gather_list(photographs.broken))) for photographs in (train_set, val)
-        ]
+        broken = [sorted(set(all_gather_list(s.broken))) for s in (train_set, val)]
         known = facts | {'broken': broken}
         epoch = done if epoch is None else epoch
-        main.hint = f'{advice} after ' + (
-            f'step {step} of epoch {epoch + 1}' if step else f'epoch {epoch}'
-        )
+        where = f'step {step} of epoch {epoch + 1}' if step else f'epoch {epoch}'
+        main.hint = f'{advice} after {where}'
         return utils.make_checkpoint(params_s, optimizer, opt, epoch, log, known, step, sums)
 
     checkpoints = Checkpoints(opt, make)
