@@ -481,7 +481,7 @@ def main(argv=None):
     if opt.evaluate:
         return evaluate(opt, given)
 
-    checkpoint, folder = utils.find_checkpoint(opt, given, parser, lambda opt: complete(opt).save)
+    checkpoint, folder = utils.find_checkpoint(opt, given, parser, complete)
     opt = complete(opt)
     device, device_ids = utils.choose_device(opt)
     utils.keep_freed_memory()

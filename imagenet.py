@@ -739,7 +739,7 @@ def begin(argv):
         if not opt.imagenetpath:
             raise UserError('--evaluate: give the photographs to test on, --imagenetpath')
         return opt, None, False
-    checkpoint, folder = utils.find_checkpoint(opt, given, parser, lambda opt: complete(opt).save)
+    checkpoint, folder = utils.find_checkpoint(opt, given, parser, complete)
     opt = complete(opt)
     here, finished = utils.begin(opt, given, checkpoint, folder)
     return (None, None, False) if finished else (opt, checkpoint, here)

@@ -933,16 +933,16 @@ def run_options(opt) -> dict:
     return {k: v for k, v in vars(opt).items() if k not in NOT_OPTIONS_OF_A_RUN}
 
 
-def find_checkpoint(opt, given: set, parser, default_save) -> tuple:
+def find_checkpoint(opt, given: set, parser, complete) -> tuple:
     """(the checkpoint that --resume goes on from, its folder), or (None, None). Options that were
     not given become those of its run.
 
-    default_save(opt): the folder where --save is not given. Raises UserError if there is no
+    complete(opt): the options with what was left open, --save too. Raises UserError if there is no
     sound checkpoint, or as continue_options."""
     if not opt.resume:
         return None, None
     if opt.resume is True:
-        folder = source = Path(opt.save or default_save(opt))
+        folder = source = Path(opt.save or complete(opt).save)
         if not holds_run(folder):
             return None, None
     else:
