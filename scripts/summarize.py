@@ -411,11 +411,8 @@ def gain(alone: dict, values: dict, measure: str):
     positive where `values` are better. The interval is Student's t for pairs, None of a single one.
     None where there is no pair."""
     sign = 1 if measure == 'accuracy' else -1
-    differences = [
-        sign * (values[seed] - alone[seed])
-        for seed in sorted(values.keys() & alone.keys(), key=str)
-    ]
-    n = len(differences)
+    both = sorted(values.keys() & alone.keys(), key=str)
+    differences, n = [sign * (values[seed] - alone[seed]) for seed in both], len(both)
     if n == 0:
         return None
     mean = statistics.mean(differences)
@@ -452,17 +449,8 @@ def cost(runs) -> tuple:
 def table(sections, runs) -> str:
     """As Markdown, a line a row."""
     measure = sections[0].measure
-    head = [
-        'parameters',
-        'multiply-adds',
-        'paper',
-        f'here: {measure}, %',
-        'range',
-        'n',
-        'gain over the student',
-    ]
-    if measure == 'accuracy':
-        head[2] = 'published'
+    numbers = ['published' if measure == 'accuracy' else 'paper', f'here: {measure}, %']
+    head = ['parameters', 'multiply-adds', *numbers, 'range', 'n', 'gain over the student']
     costs = {stem: cost(of_stem) for stem, of_stem in runs.items()}
     lines = []
     for section in sections:
@@ -470,18 +458,10 @@ def table(sections, runs) -> str:
         alone = values_of(runs[section.rows[0][2]], section)
         for i, (label, paper, stem) in enumerate(section.rows):
             values = values_of(runs[stem], section)
-            compared = (
-                None if i == 0 or label.startswith('teacher') else gain(alone, values, measure)
-            )
-            lines.append(
-                [
-                    label,
-                    *costs_shown(*costs[stem]),
-                    shown(paper),
-                    *median_shown(values),
-                    gain_shown(compared, len(values)),
-                ]
-            )
+            of_a_method = i > 0 and not label.startswith('teacher')
+            found = gain(alone, values, measure) if of_a_method else None
+            row = [label, *costs_shown(*costs[stem]), shown(paper), *median_shown(values)]
+            lines.append([*row, gain_shown(found, len(values))])
     return plot.markdown([['', *head], *lines])
 
 
@@ -533,12 +513,8 @@ def notes(name, runs, logs) -> list:
     if finished:
         parts.append(bullets('Trained with:', schedules(finished)))
         parts.append(bullets('By method:', methods(runs)))
-    lines = [
-        f'{stem}: its runs differ in {" and ".join(odd)}'
-        for stem, of_stem in runs.items()
-        if (odd := differing(of_stem))
-    ]
-    if lines:
+    odd = {stem: differing(of_stem) for stem, of_stem in runs.items()}
+    if lines := [f'{stem}: its runs differ in {" and ".join(v)}' for stem, v in odd.items() if v]:
         parts.append(bullets('Not comparable, and left out above:', lines))
     if lines := missing(runs):
         parts.append(bullets('Not finished, and left out above:', lines))
@@ -643,29 +619,15 @@ def draw_beta(runs, section):
             method, beta = label.split(', beta ')
             curves.setdefault(method, []).append((float(beta), *spread(values)))
         elif label in colours:
-            axes.axhline(
-                statistics.median(values.values()),
-                color=colours[label],
-                linestyle='--',
-                linewidth=1.3,
-                label=label,
-            )
+            middle = statistics.median(values.values())
+            axes.axhline(middle, color=colours[label], linestyle='--', linewidth=1.3, label=label)
         drawn = True
     if not drawn:
         raise UserError('beta: no finished run to draw')
     for method, points in curves.items():
         beta, middle, below, above = zip(*points)
-        axes.errorbar(
-            beta,
-            middle,
-            [below, above],
-            color=colours[method],
-            marker='o',
-            markersize=4,
-            capsize=2,
-            linewidth=1.8,
-            label=method,
-        )
+        style = {'marker': 'o', 'markersize': 4, 'capsize': 2, 'linewidth': 1.8}
+        axes.errorbar(beta, middle, [below, above], color=colours[method], label=method, **style)
     axes.set_xscale('log')
     axes.set(
         xlabel='beta', ylabel='error on held-out training images, %', title='WRN-16-1 from WRN-16-2'
