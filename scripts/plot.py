@@ -146,15 +146,8 @@ def table(runs) -> str:
     rows = [['net', 'parameters', 'epochs', 'test error', 'time']]
     for label, run in runs.items():
         parameters = '?' if run['n_parameters'] is None else f'{run["n_parameters"]:,}'
-        rows.append(
-            [
-                label,
-                parameters,
-                f'{run["epoch"][-1]:g}',
-                f'{run["test"][-1]:.2f} %',
-                clock(run['time']),
-            ]
-        )
+        epochs, error = f'{run["epoch"][-1]:g}', f'{run["test"][-1]:.2f} %'
+        rows.append([label, parameters, epochs, error, clock(run['time'])])
     return markdown(rows)
 
 
@@ -168,9 +161,8 @@ def markdown(rows: list) -> str:
         for row in rows
     ]
     rule = '|'.join('-' * (w + 1) + (':' if i else '-') for i, w in enumerate(widths))
-    return '\n'.join(
-        f'|{line}|' for line in (f' {lines[0]} ', rule, *(f' {v} ' for v in lines[1:]))
-    )
+    head, *others = (f' {line} ' for line in lines)
+    return '\n'.join(f'|{line}|' for line in (head, rule, *others))
 
 
 def clock(seconds) -> str:
@@ -184,11 +176,9 @@ def clock(seconds) -> str:
 def draw(runs):
     """The curves of any number of runs, and in the legend where they ended."""
     figure, axes = plt.subplots(figsize=(8, 5), dpi=120, layout='constrained')
-    colours = (
-        plt.get_cmap('tab10').colors
-        if len(runs) <= 10
-        else plt.get_cmap('turbo')([i / len(runs) for i in range(len(runs))])
-    )
+    colours = plt.get_cmap('tab10').colors
+    if len(runs) > 10:
+        colours = plt.get_cmap('turbo')([i / len(runs) for i in range(len(runs))])
     draw_curves(axes, runs, colours)
     axes.set_title('Test error (solid) and training error (dashed)')
     # Handles are given, as a label that begins with _ would be left out.
@@ -204,25 +194,13 @@ def draw(runs):
 def draw_curves(axes, runs, colours, alpha=1.0):
     """Training error, then test error, of each run in its colour."""
     few = max(len(run['epoch']) for run in runs.values()) <= 30
+    dashed = {'linewidth': 0.8, 'linestyle': '--', 'alpha': 0.7 * alpha}
+    solid = {'linewidth': 0.4 + 1.4 * alpha, 'alpha': alpha, 'markersize': 3}
+    solid['marker'] = 'o' if few else None
     for colour, (label, run) in zip(colours, runs.items()):
-        axes.plot(
-            run['epoch'],
-            run['train'],
-            color=colour,
-            linewidth=0.8,
-            linestyle='--',
-            alpha=0.7 * alpha,
-        )
-        axes.plot(
-            run['epoch'],
-            run['test'],
-            color=colour,
-            linewidth=0.4 + 1.4 * alpha,
-            alpha=alpha,
-            marker='o' if few else None,
-            markersize=3,
-            label=f'{label}: {run["test"][-1]:.2f} %'.replace('$', r'\$'),
-        )
+        label = f'{label}: {run["test"][-1]:.2f} %'.replace('$', r'\$')
+        axes.plot(run['epoch'], run['train'], color=colour, **dashed)
+        axes.plot(run['epoch'], run['test'], color=colour, label=label, **solid)
     axes.set(xlabel='epoch', ylabel='error, %')
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
