@@ -189,16 +189,12 @@ def choose_images(dataset, dataroot, n):
     """(n test images, the first of each class in turn, with their classes; all class names)."""
     if dataset == 'folder':
         _, test = data.scan_folder(dataroot)
-        chosen = in_turn(test, n)
-        return [
-            (name, image)
-            for (name, _), image in zip(chosen, data.decode_all([f for _, f in chosen]))
-        ], list(test)
+        names, files = zip(*in_turn(test, n))
+        return list(zip(names, data.decode_all(files))), list(test)
     classes, load = data.open_sets(dataset, dataroot)
     _, test = load()
-    members = [(test.labels == c).nonzero().flatten().tolist() for c in range(len(classes))]
-    chosen = [i for turn in itertools.zip_longest(*members) for i in turn if i is not None][:n]
-    return [(classes[test.labels[i]], test.images[i].numpy()) for i in chosen], classes
+    members = {c: (test.labels == i).nonzero().flatten().tolist() for i, c in enumerate(classes)}
+    return [(c, test.images[i].numpy()) for c, i in in_turn(members, n)], classes
 
 
 def choose_photographs(opt, run):
@@ -206,11 +202,9 @@ def choose_photographs(opt, run):
     its class; all the class names), in the view that the run is tested on. Sets --image_size to its
     side where it was not given."""
     val = scan_photographs(opt, run)
-    chosen = in_turn(val, opt.n)
-    views = data.in_threads(
-        lambda pair: data.centre_view(pair[1], opt.image_size), chosen, 'decoding'
-    )
-    return [(name, view) for (name, _), view in zip(chosen, views)], list(val)
+    names, files = zip(*in_turn(val, opt.n))
+    views = data.in_threads(lambda f: data.centre_view(f, opt.image_size), files, 'decoding')
+    return list(zip(names, views)), list(val)
 
 
 def scan_photographs(opt, run):
@@ -238,10 +232,8 @@ def side_of(opt, run):
 
 def in_turn(folder, n):
     """The first n of {class: files}, each class in turn: [(class, file)]."""
-    turns = itertools.zip_longest(
-        *([(name, file) for file in files[:n]] for name, files in folder.items())
-    )
-    return [pair for turn in turns for pair in turn if pair][:n]
+    pairs = [[(name, file) for file in files[:n]] for name, files in folder.items()]
+    return [pair for turn in itertools.zip_longest(*pairs) for pair in turn if pair][:n]
 
 
 def shrink(image, longest):
@@ -556,9 +548,8 @@ def measure(batches, teacher, students, arguments, progress=lambda n: None):
         for k, student in enumerate(students):
             logits, groups = student.logits_and_groups(images)
             right = logits.argmax(1) == labels
-            sums[k] = sums[k] + torch.stack(
-                [summed(groups, wanted, answer, arguments) for answer in (right, ~right)]
-            )
+            parts = [summed(groups, wanted, chosen, arguments) for chosen in (right, ~right)]
+            sums[k] = sums[k] + torch.stack(parts)
         progress(len(labels))
     return sums
 
@@ -582,9 +573,9 @@ def agreement_rows(students, distances):
     groups = len(distances[0][0]) - 1
     rows = [['net', 'its answers', 'images', *(f'group {g}' for g in range(groups))]]
     for student, sums in zip(students, distances):
-        for answers, (n, *totals) in zip(
-            ('all', 'right', 'wrong'), (sums.sum(0).tolist(), *sums.tolist())
-        ):
+        right, wrong = sums.tolist()
+        every = {'all': sums.sum(0).tolist(), 'right': right, 'wrong': wrong}
+        for answers, (n, *totals) in every.items():
             means = [f'{total / n:.4f}' if n else '—' for total in totals]
             rows.append([student.label if answers == 'all' else '', answers, f'{n:,.0f}', *means])
     return rows
