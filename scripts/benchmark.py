@@ -109,9 +109,8 @@ def cifar_options(opt, dtype):
 def random_set(n):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    return data.ImageSet(
-        images, torch.randint(10, (n,), generator=generator), [str(i) for i in range(10)]
-    )
+    labels = torch.randint(10, (n,), generator=generator)
+    return data.ImageSet(images, labels, [str(i) for i in range(10)])
 
 
 def make_nets(device):
@@ -248,9 +247,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if str(func.overloadpacket) in CONVOLUTIONS + PRODUCTS:
-            self.calls.append(
-                (func, [v.detach() if torch.is_tensor(v) else v for v in args], kwargs or {})
-            )
+            kept = [v.detach() if torch.is_tensor(v) else v for v in args]
+            self.calls.append((func, kept, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -290,9 +288,8 @@ def profile(run, steps, device):
     """{group: share of the time} of `steps` steps, by the profiler; a compiled kernel is named by
     what was fused into it."""
     shares = defaultdict(float)
-    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (
-        device == 'cuda'
-    )
+    Activity = torch.profiler.ProfilerActivity
+    activities = [Activity.CPU, Activity.CUDA] if device == 'cuda' else [Activity.CPU]
     with torch.profiler.profile(activities=activities) as profiler:
         run(steps)
     for event in profiler.key_averages():
@@ -307,23 +304,21 @@ def profile(run, steps, device):
 def group_of(name):
     """The group of an operator, a compiled kernel or a GPU kernel, by its name."""
     name = name.lower()
-    fused = 'fused' in name
+
+    def has(*words):
+        return any(word in name for word in words)
+
+    fused, operator = has('fused'), name.startswith('aten::')
+    crops = fused and has('arange') and has('index')
     groups = {
-        'data': fused
-        and 'arange' in name
-        and 'index' in name
-        or name in ('aten::index', 'aten::random_'),
-        'compiled, backward': fused and ('backward' in name or 'sgn' in name),
+        'data': crops or name in ('aten::index', 'aten::random_'),
+        'compiled, backward': fused and has('backward', 'sgn'),
         'compiled, forward': fused,
-        'convolutions': any(
-            s in name for s in ('conv', 'wgrad', 'dgrad', 'fprop', 'implicit_gemm')
-        ),
-        'matrix products': name in ('aten::mm', 'aten::addmm') or 'gemm' in name,
-        'batch norm': 'batch_norm' in name or 'batchnorm' in name,
-        'optimizer': 'optimizer' in name or '_foreach' in name or 'multi_tensor' in name,
-        'other pointwise and reductions': name.startswith('aten::')
-        or 'elementwise' in name
-        or 'reduce' in name,
+        'convolutions': has('conv', 'wgrad', 'dgrad', 'fprop', 'implicit_gemm'),
+        'matrix products': has('gemm') or name in ('aten::mm', 'aten::addmm'),
+        'batch norm': has('batch_norm', 'batchnorm'),
+        'optimizer': has('optimizer', '_foreach', 'multi_tensor'),
+        'other pointwise and reductions': operator or has('elementwise', 'reduce'),
     }
     return next((group for group, belongs in groups.items() if belongs), 'rest (Python, launching)')
 
@@ -350,18 +345,13 @@ def worker(name, opt, pipe):
         return time.perf_counter() - start
 
     while (message := pipe.recv()) != 'stop':
-        pipe.send(
-            profile(run, opt.steps, 'cuda' if cuda else 'cpu')
-            if message == 'profile'
-            else timed(message)
-        )
-    unit = 1 if sys.platform == 'darwin' else 1024
-    pipe.send(
-        (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-            torch.cuda.max_memory_allocated() if cuda else 0,
-        )
-    )
+        if message == 'profile':
+            pipe.send(profile(run, opt.steps, 'cuda' if cuda else 'cpu'))
+        else:
+            pipe.send(timed(message))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == 'darwin' else 1024
+    pipe.send((peak, torch.cuda.max_memory_allocated() if cuda else 0))
 
 
 def tree_memory(pid):
@@ -637,10 +627,7 @@ def main(argv=None):
             f'{r["peak_memory"] / 1e9:9.2f}{r["gpu_peak_memory"] / 1e9:8.2f}{r["start_time"]:9.1f}'
         )
     for name, shares in profiles.items():
-        print(
-            f'{name} by profile: '
-            + ', '.join(f'{group} {share:.1%}' for group, share in shares.items())
-        )
+        print(f'{name} by profile:', ', '.join(f'{g} {share:.1%}' for g, share in shares.items()))
     if opt.json:
         record = {'machine': machine(), 'options': vars(opt), 'rows': rows, 'profiles': profiles}
         record['times'] = {name: v.times for name, v in running.items()}
