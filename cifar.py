@@ -89,8 +89,7 @@ def complete(opt):
         'wrn': (16, 1.0, resnet.check_wrn),
         'nin': (nin.DEPTH, 96.0, nin.check_nin),
     }[opt.net]
-    opt.depth = depth if opt.depth is None else opt.depth
-    opt.width = width if opt.width is None else opt.width
+    opt.depth, opt.width = opt.depth or depth, opt.width or width
     check(opt.depth, opt.width)
     for name in 'no_bn', 'no_pool_relu':
         if getattr(opt, name) and opt.net != 'nin':

@@ -488,9 +488,8 @@ def load_batches(
             view(item, o)
 
     def start(batch):
-        images = torch.empty(
-            len(batch), image_size, image_size, 3, dtype=torch.uint8, pin_memory=pin
-        )
+        size = len(batch), image_size, image_size, 3
+        images = torch.empty(size, dtype=torch.uint8, pin_memory=pin)
         array, parts = images.numpy(), range(0, len(batch), 8)
         jobs = [pool.submit(work, batch[i : i + 8], array[i : i + 8]) for i in parts]
         waiting.append((batch, images, jobs))

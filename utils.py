@@ -106,10 +106,8 @@ def batch_norm(x: torch.Tensor, params: dict, base: str, training: bool) -> torc
     # Compiled, batch norm would keep the batch's mean and 1/std in the narrower dtype for the
     # backward pass.
     o = wide(x) if torch.compiler.is_compiling() else x
-    mean, var, weight, bias = (
-        params[f'{base}.{k}'] for k in ('running_mean', 'running_var', 'weight', 'bias')
-    )
-    return F.batch_norm(o, mean, var, weight, bias, training=training).to(x.dtype)
+    bn = [params[f'{base}.{k}'] for k in ('running_mean', 'running_var', 'weight', 'bias')]
+    return F.batch_norm(o, *bn, training=training).to(x.dtype)
 
 
 def conv2d(x, weight, stride=1, padding=0, bias=None) -> torch.Tensor:

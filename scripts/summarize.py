@@ -629,9 +629,8 @@ def draw_beta(runs, section):
         style = {'marker': 'o', 'markersize': 4, 'capsize': 2, 'linewidth': 1.8}
         axes.errorbar(beta, middle, [below, above], color=colours[method], label=method, **style)
     axes.set_xscale('log')
-    axes.set(
-        xlabel='beta', ylabel='error on held-out training images, %', title='WRN-16-1 from WRN-16-2'
-    )
+    axes.set(xlabel='beta', ylabel='error on held-out training images, %')
+    axes.set_title('WRN-16-1 from WRN-16-2')
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(framealpha=0.9)
