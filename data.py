@@ -345,7 +345,7 @@ def _mix(x):
 # ------------------------ photographs: decoded, cropped and resized as they are needed
 
 
-def image_size(raw: bytes):
+def jpeg_size(raw: bytes):
     """(height, width) of a JPEG as it is seen, once turned as its EXIF says; None where its header
     does not tell."""
     if raw[:2] != b'\xff\xd8':
@@ -401,7 +401,7 @@ def decode_part(file, box, size: tuple[int, int]) -> np.ndarray:
     resized to about `size`. A JPEG is decoded at a half, a quarter or an eighth where the part has
     at least `size` pixels then. Raises UserError as `decode`."""
     raw = read_image(file)
-    shape, image = image_size(raw), None
+    shape, image = jpeg_size(raw), None
     if shape is None:
         image = decode_bgr(file, raw)
         shape = image.shape[:2]
