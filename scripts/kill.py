@@ -146,18 +146,16 @@ def compare(whole, killed):
         records = utils.read_log(run / 'log.txt')
         return [{k: v for k, v in r.items() if 'time' not in k and k != 'save'} for r in records]
 
-    if (whole / 'model.hkl').read_bytes() != (killed / 'model.hkl').read_bytes() or lines(
-        whole
-    ) != lines(killed):
+    same_weights = (whole / 'model.hkl').read_bytes() == (killed / 'model.hkl').read_bytes()
+    if not same_weights or lines(whole) != lines(killed):
         raise UserError('the resumed run differs from the one left alone', status=1)
 
 
 def full_disk(folder, opt):
     disk = folder / 'disk'
     disk.mkdir()
-    if subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', str(disk)], check=False
-    ).returncode:
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', str(disk)]
+    if subprocess.run(mount, check=False).returncode:
         raise UserError('--full_disk: cannot mount a tmpfs; it needs root, and Linux')
     try:
         run = disk / 'run'
