@@ -582,8 +582,8 @@ class Checkpoints:
     """Those inside an epoch: every --checkpoint_minutes, and at the step after SIGUSR1, or after
     SIGTERM or SIGINT, which then end the run."""
 
-    def __init__(self, opt, make):
-        self.opt, self.make = opt, make
+    def __init__(self, opt, make, advice):
+        self.opt, self.make, self.advice = opt, make, advice
         self.signals, self.last, self.in_epoch = [], time.time(), False
         for signum in signal.SIGTERM, signal.SIGINT, signal.SIGUSR1:
             signal.signal(signum, self.ask)
@@ -609,6 +609,7 @@ class Checkpoints:
             )
         if rank() == 0:
             utils.save_checkpoint(self.opt.save, checkpoint)
+        main.hint = f'{self.advice} after step {step} of epoch {checkpoint["epoch"] + 1}'
         self.last = time.time()
         self.stop()
 
@@ -646,11 +647,9 @@ def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, advi
         broken = [sorted(set(all_gather_list(s.broken))) for s in (train_set, val)]
         known = facts | {'broken': broken}
         epoch = done if epoch is None else epoch
-        where = f'step {step} of epoch {epoch + 1}' if step else f'epoch {epoch}'
-        main.hint = f'{advice} after {where}'
         return utils.make_checkpoint(params_s, optimizer, opt, epoch, log, known, step, sums)
 
-    checkpoints = Checkpoints(opt, make)
+    checkpoints = Checkpoints(opt, make, advice)
 
     def end_epoch(epoch, stats, train_time):
         start = time.time()
@@ -673,6 +672,7 @@ def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, advi
             utils.save_run(opt.save, checkpoint)
             if curves:
                 utils.write_curves(curves, record)
+        main.hint = f'{advice} after epoch {epoch}'
         checkpoints.last = time.time()
         print_first(utils.epoch_line(record))
 
