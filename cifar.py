@@ -61,7 +61,7 @@ add('--width', type=number(above=0), help='factor of its channels, which are 16,
 add('--no_bn', action='store_true', help='NIN without batch norm, and without ReLU before pooling: the student of Table 3')
 add('--no_pool_relu', action='store_true', help='NIN whose groups end in a convolution, without batch norm and ReLU before pooling: the teacher of Table 3')
 add = parser.add_argument_group('data').add_argument
-add('--dataset', default='CIFAR10', choices=['CIFAR10', 'CIFAR100', 'folder', 'shapes'], help='folder: DATAROOT/train/CLASS/* and DATAROOT/test/CLASS/*; shapes: drawn, needs no files (paper, and default: CIFAR10)')
+add('--dataset', default='CIFAR10', choices=['CIFAR10', 'CIFAR100', 'folder', 'shapes'], help='folder: DATAROOT/train/CLASS/* and DATAROOT/test/CLASS/* (or val); shapes: drawn, needs no files (paper, and default: CIFAR10)')
 add('--dataroot', default='.', help="folder of the data set's files (default: .)")
 add('--validate', default=0, type=number(int, 0), metavar='N', help='hold N training images out and test on them instead of the test images, for choosing constants (default: 0)')
 add('--randomcrop_pad', default=4, type=number(int, 0), help='pixels of reflected border around an image before the random crop (paper, and default: 4)')
@@ -143,7 +143,7 @@ def load_teacher(opt):
     path = path if os.path.exists(path) else opt.teacher_id
     if not os.path.exists(path):
         raise UserError(
-            f'--teacher_id {opt.teacher_id}: there is no logs/{opt.teacher_id}, and no such folder or file'
+            f'--teacher_id {opt.teacher_id}: no such run folder or weights file, here or in logs/'
         )
     try:
         f, params, records = resnet.load_net(path)
@@ -200,13 +200,6 @@ def prepare(opt, device, checkpoint):
         option = f'--teacher_id {opt.teacher_id} with {option}'
         utils.check_classes(option, params_t, records, classes)
     f_student, params_s, adapters = new_student(opt, len(classes), f_teacher, params_t)
-    if checkpoint:
-        source = f'--resume {opt.resume}'
-        params_s = utils.check_params(checkpoint['params'], params_s, source)
-        adapters = utils.check_params(checkpoint['adapters'], adapters, source)
-        for own in params_s, adapters:
-            utils.set_requires_grad_except_bn_(own)
-
     train_set, test_set = load_sets(load, opt)
     H, W = train_set.images.shape[1:3]
     if opt.randomcrop_pad >= min(H, W):
@@ -221,6 +214,11 @@ def prepare(opt, device, checkpoint):
     }
     if checkpoint:
         utils.check_facts(facts, checkpoint)
+        source = f'--resume: the run of {opt.save}'
+        params_s = utils.check_params(checkpoint['params'], params_s, source)
+        adapters = utils.check_params(checkpoint['adapters'], adapters, source)
+        for own in params_s, adapters:
+            utils.set_requires_grad_except_bn_(own)
 
     train_set, test_set = train_set.to(device), test_set.to(device)
     nets = {'student': params_s, 'teacher': params_t, 'adapter': adapters}
@@ -364,11 +362,14 @@ def test_teacher(f, params, records, test_set, opt):
     acc = test(f, params, test_set)[1]
     print(f'teacher {opt.teacher_id}: test accuracy {acc:.2f} %')
     logged = records[-1].get('test_acc') if records else None
-    comparable = isinstance(logged, (int, float)) and records[0].get('validate', 0) == opt.validate
+    told = isinstance(logged, (int, float)) and math.isfinite(logged)
+    comparable = told and records[0].get('validate', 0) == opt.validate
     if comparable and not acc - 0.1 <= logged <= acc + 0.1:
+        source = records[-1].get('dataset', 'its data')
+        source = records[-1].get('dataroot', source) if source == 'folder' else source
         print(
             f'warning: teacher {opt.teacher_id} has test accuracy {acc:.2f} %, but its own log says {str(logged)[:6]} % '
-            f'on {records[-1].get("dataset", "its data")}: are these its weights, and is this its data?',
+            f'on {source}: are these its weights, and is this its data?',
             file=sys.stderr,
         )
     return acc
@@ -436,13 +437,14 @@ def evaluate(opt, given):
     """--evaluate: prints one json_stats line. The data set is that of the run folder's log where no
     option names one."""
     device, _ = utils.choose_device(opt)
-    # The model.hkl of a run folder stands for the run, whose log tells the data set.
-    source = Path(opt.evaluate)
-    whole = source.name in ('model.hkl', 'model.pt7') and os.path.exists(source.parent / 'log.txt')
     try:
-        f, params, records = resnet.load_net(source.parent if whole else source)
+        f, params, records = resnet.load_net(opt.evaluate)
     except UserError as e:
         raise UserError(f'--evaluate {e}') from e
+    if resnet.layout(params) not in ('wrn', 'nin'):
+        raise UserError(
+            f'--evaluate {opt.evaluate}: is a net for photographs; imagenet.py tests it'
+        )
     for name in {'dataset', 'dataroot', 'validate'} - given:
         if records and name in records[0]:
             if not parser.takes(name, records[0][name]):
@@ -465,6 +467,7 @@ def evaluate(opt, given):
     record = {
         'evaluate': opt.evaluate,
         'dataset': opt.dataset,
+        'validate': opt.validate,
         'test_acc': test_acc,
         'test_loss': test_loss,
         'n_parameters': sum(v.numel() for k, v in params.items() if not utils.is_statistic(k)),

@@ -168,7 +168,7 @@ def decode_sets(train, test, nthread=0):
     for file, image in zip(files, images):
         if image.shape != size:
             raise UserError(
-                f'{file}: is {image.shape[1]}x{image.shape[0]}, most images are {size[1]}x{size[0]}; all must have one size'
+                f'{file}: is {image.shape[1]}x{image.shape[0]}, most images are {size[1]}x{size[0]}; all must have one size (imagenet.py takes photographs of any)'
             )
     sets, start = [], 0
     for split in train, test:

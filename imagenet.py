@@ -56,8 +56,9 @@ KNOWN_ERRORS = {
     ('affine', 18, 1): 29.3,
     ('resnet', 18, 1): 30.24,
     ('resnet', 34, 1): 26.69,
-    ('resnet', 50, 1): 23.85,
+    ('resnet', 50, 1): 23.87,
     ('resnet', 101, 1): 22.63,
+    ('resnet', 152, 1): 21.69,
     ('resnet', 50, 2): 21.53,
 }
 
@@ -343,7 +344,10 @@ def is_fixed(name):
 
 def load_net_for(opt, option):
     """(f, params, records) of the net that the option names, which must have four groups."""
-    f, params, records = resnet.load_net(getattr(opt, option))
+    try:
+        f, params, records = resnet.load_net(getattr(opt, option))
+    except UserError as e:
+        raise UserError(f'--{option} {e}') from e
     if resnet.layout(params) in ('wrn', 'nin'):
         raise UserError(
             f'--{option} {getattr(opt, option)}: has no four groups; nets for small images are for cifar.py'
@@ -362,10 +366,6 @@ def load(opt, checkpoint):
         option = f'--teacher_params {opt.teacher_params} with --alpha'
         utils.check_classes(option, params_t, records, val.classes)
     f_student, params_s = load_student(opt, len(val.classes), params_t)
-    if checkpoint:
-        grads = {k: v.requires_grad for k, v in params_s.items()}
-        params_s = utils.check_params(checkpoint['params'], params_s, f'--resume {opt.resume}')
-        params_s = {k: v.requires_grad_(grads[k]) for k, v in params_s.items()}
     names = [os.path.relpath(file, opt.imagenetpath) for file in train_set.files + val.files]
     facts = {
         'data': zlib.crc32('\n'.join(names).encode()),
@@ -376,6 +376,10 @@ def load(opt, checkpoint):
         utils.check_facts(facts, checkpoint)
         for photographs, broken in zip((train_set, val), checkpoint['facts'].get('broken', [])):
             photographs.broken.update(broken)
+        trained = {k for k, v in params_s.items() if v.requires_grad}
+        source = f'--resume: the run of {opt.save}'
+        params_s = utils.check_params(checkpoint['params'], params_s, source)
+        params_s = {k: v.requires_grad_(k in trained) for k, v in params_s.items()}
     return f_student, f_teacher, params_s, params_t, records, train_set, val, facts
 
 
@@ -663,6 +667,7 @@ def train(opt, step_of, f, params, optimizer, train_set, val, facts, begun, advi
             end_all(UserError(f'epoch {epoch}: the test loss is {test_loss}; {kept}', status=1))
         rate = utils.learning_rate(max(epoch, 1), opt)
         stats |= {'test_loss': test_loss, 'test_acc': test_acc, 'lr': rate}
+        stats['epoch_beta'] = opt.beta if epoch >= opt.at_start else 0.0
         stats['broken_images'] = sum(len(set(all_gather_list(s.broken))) for s in (train_set, val))
         times = {'train_time': train_time, 'test_time': time.time() - start}
         record = utils.run_options(opt) | {'epoch': epoch} | stats | about | times
@@ -698,7 +703,7 @@ def evaluate(opt, device):
     """--evaluate: prints one json_stats line."""
 
     def load_one():
-        f, params, records = resnet.load_net(opt.evaluate)
+        f, params, records = load_net_for(opt, 'evaluate')
         _, val = open_photographs(opt)
         utils.check_classes(f'--evaluate {opt.evaluate}', params, records, val.classes)
         return f, params, val
@@ -713,6 +718,7 @@ def evaluate(opt, device):
     record = {
         'evaluate': opt.evaluate,
         'layout': resnet.layout(params),
+        'image_size': opt.image_size,
         'test_acc': test_acc,
         'test_loss': test_loss,
         'n_parameters': sum(v.numel() for k, v in params.items() if not utils.is_statistic(k)),
@@ -731,8 +737,9 @@ def begin(argv):
     opt, given = parser.parse(argv)
     if opt.evaluate:
         # A run is tested at its own size.
-        log = Path(opt.evaluate) / 'log.txt'
-        record = utils.read_log(log)[0] if os.path.isfile(log) else {}
+        folder = resnet.run_folder(opt.evaluate)
+        logged = folder and os.path.isfile(folder / 'log.txt')
+        record = utils.read_log(folder / 'log.txt')[0] if logged else {}
         for name in {'image_size', 'imagenetpath'} - given:
             if name in record and parser.takes(name, record[name]):
                 setattr(opt, name, record[name])

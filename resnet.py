@@ -374,8 +374,8 @@ def net_shape(params: dict) -> tuple[int, float, int]:
             raise UserError(f'a Wide ResNet has 3 groups, not {len(counts)}')
         return 6 * counts[0] + 4, channels('group2.block0.conv0') / 64, num_classes
     bottleneck = any(re.fullmatch(r'group0\.block0\.conv2(\.weight)?', name) for name in params)
-    depth = next((d for d, what in RESNETS.items() if what == (tuple(counts), bottleneck)), None)
-    if depth is None:
+    depth = 2 + (3 if bottleneck else 2) * sum(counts)
+    if kind == 'resnet' and RESNETS.get(depth) != (tuple(counts), bottleneck):
         known = '; '.join(
             f'{d}: {", ".join(map(str, n))}' for d, (n, b) in RESNETS.items() if b == bottleneck
         )
@@ -445,23 +445,35 @@ def check_net(params: dict, source) -> tuple[Callable, dict]:
     return f, check_params(params, expected, source)
 
 
+def run_folder(source) -> Path | None:
+    """The folder of a run, ours or the published code's, given itself or by the weights in it; None
+    of any other weights file."""
+    source = Path(source)
+    if os.path.isdir(source):
+        return source
+    of_run = source.name in ('model.hkl', 'model.pt7') and os.path.exists(source.parent / 'log.txt')
+    return source.parent if of_run else None
+
+
 def load_net(source) -> tuple[Callable, dict, list]:
     """(f, params, records) of a weights file, whose names tell the net, or of a run folder
-    (`records`: the lines of its log; [] of a file). Folders of the published code (log.txt and
-    model.pt7) are run folders too.
+    (`records`: the lines of its log; [] of a file that lies in none). Folders of the published code
+    (log.txt and model.pt7) are run folders too.
 
     Raises UserError that names the file where it is damaged, or its names tell another net than the
     log."""
-    source, records = Path(source), []
-    weights = source
+    weights, records = Path(source), []
     if not os.path.exists(source):
         raise UserError(f'{source}: no such run folder or weights file')
-    if os.path.isdir(source):
+    source = run_folder(source)
+    if source:
         if not os.path.exists(source / 'log.txt'):
             raise UserError(f'{source}: no finished epoch in it yet (there is no log.txt)')
         records = read_log(source / 'log.txt')
-        weights = source / ('model.hkl' if os.path.exists(source / 'model.hkl') else 'model.pt7')
-        if not os.path.exists(weights):
+        if os.path.isdir(weights):
+            files = [source / name for name in ('model.hkl', 'model.pt7')]
+            weights = next(filter(os.path.exists, files), None)
+        if not weights:
             raise UserError(f'{source}: has neither model.hkl nor model.pt7')
     f, params = check_net(load_params(weights), weights)
     if records:

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import re
 import signal
 import sys
@@ -194,8 +195,14 @@ def _channel_map(x, p, map):
         # A high power of what is not near 1 overflows. As the map is normalised its scale does not
         # matter, and counts as a constant.
         x = x / x.detach().abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
-    powers = x.square() if p == 2 else x.abs() if p == 1 else x.abs().pow(p)
+    powers = x.square() if p == 2 else x.abs() if p == 1 else _power(x.abs(), p)
     return powers.amax(1) if map == 'max' else powers.sum(1) / x.shape[1]
+
+
+def _power(x, p):
+    # Of p below 1 the derivative at 0 is infinite, and no number once multiplied by a zero; here it
+    # is 0.
+    return torch.where(x > 0, x, 1).pow(p) * (x > 0)
 
 
 def _normalize(q):
@@ -462,7 +469,16 @@ def torch_load(path):
     """torch.load that runs nothing: tensors and plain values only, on the CPU."""
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return torch.load(path, map_location='cpu', weights_only=True)
+        try:
+            return torch.load(path, map_location='cpu', weights_only=True)
+        except (pickle.UnpicklingError, KeyError) as e:
+            # torch's own words advise to run what is in the file all the same.
+            code = re.search(r'GLOBAL (\S+)', str(e))
+            if code:
+                raise UserError(
+                    f'{path}: holds {code[1]}, not tensors and plain values alone; refused (a state_dict is read)'
+                ) from e
+            raise UserError(f'{path}: damaged, or not written by torch.save') from e
 
 
 def _read_safetensors(path):
@@ -670,7 +686,7 @@ def epoch_line(record: dict) -> str:
     """What is printed of a log record."""
 
     def accuracy(acc):  # top-1, or [top-1, top-5]
-        return ' '.join(f'{v:.2f}' for v in (acc if isinstance(acc, list) else [acc])) + ' %'
+        return f'{acc[0]:.2f} % (top-5 {acc[1]:.2f} %)' if isinstance(acc, list) else f'{acc:.2f} %'
 
     parts = [f'epoch {record["epoch"]}/{record["epochs"]}: lr {record["lr"]:.2g}']
     if record['train_loss'] is not None:

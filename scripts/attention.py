@@ -62,7 +62,7 @@ parser.add_argument('--images', nargs='+', metavar='PATH', help='image files, or
 parser.add_argument('--dataset', choices=DATASETS, help='show its test images, each class in turn (default: the set or photographs that the first run was trained on, or shapes)')
 parser.add_argument('--dataroot', help="folder of the data set's files or photographs (default: that of the run, or .)")
 parser.add_argument('--n', default=6, type=number(int, 1, 100), help='number of images (default: 6)')
-parser.add_argument('--image_size', type=number(int, 8, 1024), help='larger images are shrunk until their longer side has so many pixels: 32 for CIFAR nets, 224 for others show most (default: 128); of the photographs of a run, the side of the crop (default: that of the run)')
+parser.add_argument('--image_size', type=number(int, 8, 1024), help='larger images are shrunk until their longer side has so many pixels (default: of --images 32 where the first net is one of cifar.py, else the size of its run, or 224; of a data set their own size); of the photographs of a run, the side of the crop (default: that of the run)')
 parser.add_argument('--maps', nargs='+', default=['sum2'], choices=[*MAPS, 'all'], help='mapping functions over the channels: sum |A|, sum |A|^2, sum |A|^4, max |A| (paper, and default: sum2)')
 parser.add_argument('--gradient', action='store_true', help='show gradient attention too: |d loss / d image|, the largest over the colour channels; the highest 1 %% of it all in red')
 parser.add_argument('--layout', default='columns', choices=['columns', 'rows'], help='columns: a row an image, nets side by side; rows: nets beneath each other, a column a group (default: columns)')
@@ -100,9 +100,10 @@ def main(argv=None):
     if opt.agreement:
         return tell_agreement(opt, nets, maps[0])
     images, classes = find_images(opt, nets)
-    rows = []
+    seen_at = 32 if nets[0].is_small() else first_record(nets).get('image_size', 224)
+    longest, rows = opt.image_size or (seen_at if opt.images else None), []
     for name, image in images:
-        image = shrink(image, opt.image_size or 128)
+        image = shrink(image, longest) if longest else image
         seen = [look(image, net, maps, opt.gradient, name, classes) for net in nets]
         rows.append((name, image, [strip for net, s in zip(nets, seen) for strip in s]))
     save = Path(opt.save or 'attention.png')
@@ -417,14 +418,16 @@ def put_image(page, image, x, y, width, height):
 
 
 def put_text(page, text, x, y, width, ha='center', fontsize=8.5, **style):
-    """One line of text whose upper end is at y, cut off where it would be wider than `width`."""
+    """One line of text whose upper end is at y; of one wider than `width` the middle is left out,
+    as file names differ at their ends."""
     W, H = page.get_size_inches() * page.dpi
     place = [(page.margin + x) / W, 1 - (page.margin + y + LINE / 2) / H]
     style |= {'va': 'center_baseline', 'ha': ha, 'fontsize': fontsize, 'parse_math': False}
     shown = page.text(*place, text, **style)
-    while len(text) > 1 and shown.get_window_extent(page.canvas.get_renderer()).width > width:
-        text = text[:-1]
-        shown.set_text(f'{text}…')
+    kept = len(text)
+    while kept > 1 and shown.get_window_extent(page.canvas.get_renderer()).width > width:
+        kept -= 1
+        shown.set_text(f'{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}')
 
 
 def cell(rows):

@@ -588,10 +588,9 @@ def medians(sizes):
 
 def main(argv=None):
     opt, _ = parser.parse(argv)
-    if opt.steps * opt.batch_size > opt.images:
-        raise UserError(
-            f'--images {opt.images}: a turn takes {opt.steps} steps of {opt.batch_size} images'
-        )
+    if not (opt.decode or opt.input) and opt.steps * opt.batch_size > opt.images:
+        turn = f'{opt.steps} steps (--steps) of {opt.batch_size} (--batch_size)'
+        raise UserError(f'--images {opt.images}: a turn takes more, {turn}')
     if opt.memory and not opt.imagenetpath:
         raise UserError('--memory: give the photographs to train on, --imagenetpath')
     if opt.memory and not os.path.isdir('/proc/self'):

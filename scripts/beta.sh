@@ -31,4 +31,4 @@ for s in $SEEDS; do
   done
 done
 wait_for_all
-summarize beta "$LOGS/beta.svg"
+summarize beta "$LOGS/beta.svg" --betas $BETAS

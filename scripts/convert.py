@@ -15,6 +15,7 @@ num_batches_tracked, which becomes 0.
 
 import http.client
 import io
+import json
 import os
 import re
 import sys
@@ -38,8 +39,8 @@ parser = utils.Parser(__doc__)
 parser.add_argument('source', metavar='IN', help=f'a run folder or a weights file (.hkl, .pth, .pt7, .safetensors) of any net; or, where there is no such path, a model of torchvision, whose first weights (IMAGENET1K_V1) are fetched: {", ".join(MODELS)}')
 parser.add_argument('out', metavar='OUT', help='.hkl: our names; .pth or .safetensors: a resnet gets the names of torchvision, a net that torchvision does not have (wrn, folded, affine) keeps ours; .onnx: `images` [batch, 3, H, W], RGB -> `logits` [batch, classes]')
 parser.add_argument('--fold', action='store_true', help='fold the batch norms of a resnet into its convolutions, in float64: the layout of the released ResNet-18, ResNet-34 and WRN-50-2 (into .onnx a resnet goes so in any case)')
-parser.add_argument('--normalize', action='store_true', help='.onnx: images are uint8, and normalised in the graph as in training: as CIFAR for a wrn, as ImageNet for the others (default: images are float32 that the caller has normalised so)')
-parser.add_argument('--image_size', type=number(int, 8, 4096), metavar='N', help='.onnx: height and width of the images in pixels (default: 32 for a wrn, 224 for the others)')
+parser.add_argument('--normalize', action='store_true', help='.onnx: images are uint8, and normalised in the graph as in training: as CIFAR for a wrn or nin, as ImageNet for the others (default: images are float32 that the caller has normalised so)')
+parser.add_argument('--image_size', type=number(int, 8, 4096), metavar='N', help='.onnx: height and width of the images in pixels (default: those of a run of imagenet.py; else 32 for a wrn or nin, 224 for the others)')
 parser.add_argument('--force', action='store_true', help='replace OUT where it exists')
 # fmt: on
 
@@ -48,7 +49,9 @@ def main(argv=None):
     opt, given = parser.parse(argv)
     out = Path(opt.out)
     check_out(out, opt.force, given)
-    f, params, _ = resnet.load_net(opt.source if os.path.exists(opt.source) else fetch(opt.source))
+    f, params, records = resnet.load_net(
+        opt.source if os.path.exists(opt.source) else fetch(opt.source)
+    )
     # A graph is folded in any case: traced by torch 2.6, the padding of a resnet is a tensor, which
     # its convolutions refuse.
     if opt.fold or out.suffix == '.onnx' and resnet.layout(params) == 'resnet':
@@ -58,17 +61,20 @@ def main(argv=None):
     file = io.BytesIO()
     if out.suffix == '.onnx':
         small = kind in ('wrn', 'nin')
-        size = opt.image_size or (32 if small else 224)
+        logged = records[0].get('image_size') if records else None
+        size = opt.image_size or logged or (32 if small else 224)
         scale = (data.MEAN, data.STD) if small else (data.IMAGENET_MEAN, data.IMAGENET_STD)
-        export(f, params, size, scale if opt.normalize else None, file)
+        export(f, params, size, scale if opt.normalize else None, file, utils.class_names(records))
         dtype = 'uint8' if opt.normalize else 'normalised float32'
-        what += f', images [batch, 3, {size}, {size}] in {dtype}'
+        what += f', images [batch, 3, {size}, {size}] in {dtype}, cropped and resized by the caller'
     elif out.suffix != '.hkl':
         # Clones: of tensors that share memory torch.save writes all of it, and safetensors refuses
         # them.
         params = {k: v.clone() for k, v in params.items()}
         params = utils.to_torchvision(params) if kind == 'resnet' else params
         what += f', {"names of torchvision" if kind == "resnet" else "our names"}'
+        if kind == 'resnet' and width != 1 and (depth, width) != (50, 2):
+            what += ' (it has no model of this width)'
         if out.suffix == '.pth':
             torch.save(params, file)
         else:
@@ -172,9 +178,10 @@ class Graph(torch.nn.Module):
         return self.f(images, params, False)[0]
 
 
-def export(f, params, size, scale, file) -> None:
+def export(f, params, size, scale, file, classes=()) -> None:
     """Writes the net as ONNX, for any number of images of that size; `scale`: (mean, std) of the
-    images, which are then uint8."""
+    images, which are then uint8. The names of the classes, where they are known, go into its
+    metadata as JSON."""
     if sum(v.nbytes for v in params.values()) > 2**31 - 2**24:
         raise UserError('OUT: ONNX holds at most 2 GiB, and this net has more; write .safetensors')
     images = torch.zeros(1, 3, size, size, dtype=torch.uint8 if scale else torch.float32)
@@ -185,6 +192,13 @@ def export(f, params, size, scale, file) -> None:
         # The newer exporter (dynamo) needs onnxscript beside onnx, and puts the parameters into a
         # second file.
         torch.onnx.export(Graph(f, params, scale).eval(), (images,), file, dynamo=False, **options)
+    if classes:
+        import onnx
+
+        model = onnx.load_from_string(file.getvalue())
+        onnx.helper.set_model_props(model, {'classes': json.dumps(classes)})
+        file.seek(0), file.truncate()
+        file.write(model.SerializeToString())
 
 
 if __name__ == '__main__':

@@ -28,6 +28,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
@@ -38,7 +39,7 @@ parser = utils.Parser(__doc__)
 parser.add_argument('logs', nargs='+', metavar='LOG', help='a run folder, or its log.txt')
 parser.add_argument('--labels', nargs='+', metavar='NAME', help="a name for each LOG (default: its folder's or its own, as far as they differ)")
 parser.add_argument('--save', default='curves.png', metavar='FILE', help='the picture, .png or .svg (default: curves.png)')
-parser.add_argument('--paper_figure', action='store_true', help="draw the paper's convergence figure, and tell means over its stretches of epochs; --labels, student AT F-ActT where they are not given, tell which of the paper's curves a run is compared with")
+parser.add_argument('--paper_figure', action='store_true', help="draw the paper's convergence figure, and tell means over its stretches of epochs; --labels tell which of the paper's curves a run is compared with (default: student, AT, F-ActT as the logs tell, or in that order)")
 # fmt: on
 
 # The paper's convergence figure: the epochs of each stretch, and the mean test error over them, in
@@ -52,6 +53,7 @@ PAPER_MEANS = {
 }
 # Okabe and Ito's, told apart by all.
 COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000']
+BAND = {'color': 'black', 'alpha': 0.05, 'linewidth': 0}
 OURS, THEIRS = {'linewidth': 2}, {'linewidth': 1.6, 'linestyle': (0, (2, 1))}
 
 
@@ -66,17 +68,17 @@ def main(argv=None):
         raise UserError(
             f'--paper_figure: is of at most {len(PAPER_MEANS)} runs; give --labels, and it is of up to {len(COLOURS)}'
         )
-    named = list(PAPER_MEANS)[: len(files)] if opt.paper_figure else names_of(files)
+    if opt.labels and len(opt.labels) != len(files):
+        raise UserError(f'--labels: {len(opt.labels)} names for {len(files)} logs')
+    found = [read_run(file) for file in files]
+    named = curves_of(found) if opt.paper_figure else names_of(files)
     labels = opt.labels or named
-    if len(labels) != len(files):
-        raise UserError(f'--labels: {len(labels)} names for {len(files)} logs')
-    runs = {}
-    for label, file in zip(labels, files):
-        if label in runs:
+    for label in labels:
+        if labels.count(label) > 1:
             raise UserError(
                 f'--labels: {label!r} names two of the logs; give each a name of its own'
             )
-        runs[label] = read_run(file)
+    runs = dict(zip(labels, found))
     if opt.paper_figure:
         check_schedules(files, runs)
     print(figure_table(runs) if opt.paper_figure else table(runs))
@@ -104,10 +106,27 @@ def names_of(files):
     return [os.path.relpath(p, common) for p in paths]
 
 
+def curves_of(runs) -> list:
+    """Which of the paper's curves each run is of, as its log tells; where that does not tell them
+    apart, in the paper's order."""
+    told = [run['curve'] for run in runs]
+    whole = all(told) and len(set(told)) == len(told)
+    return told if whole else list(PAPER_MEANS)[: len(runs)]
+
+
+def curve_of(record):
+    """The curve of the paper's figure that a run is of, None where it is of none."""
+    if 'depth' not in record or record.get('alpha'):
+        return None
+    if not record.get('teacher_id'):
+        return 'student'
+    return {'at': 'AT', 'factt': 'F-ActT'}.get(record.get('method', 'at'))
+
+
 def read_run(file) -> dict:
-    """{epoch, test, train, n_parameters, time, epochs, epoch_step} of a log: lists over its epochs
-    but for the number of parameters and the seconds in all, which are None where the log does not
-    tell, and the schedule (epochs: where it is not told, those of the log)."""
+    """{epoch, test, train, n_parameters, time, epochs, epoch_step, curve} of a log: lists over its
+    epochs but for the number of parameters and the seconds in all, which are None where the log
+    does not tell, the schedule (epochs: where it is not told, those of the log), and curve_of."""
     records = utils.read_log(file)
     run = {
         'epoch': [first(r.get('epoch')) for r in records],
@@ -122,6 +141,7 @@ def read_run(file) -> dict:
     return run | {
         'epochs': epochs if type(epochs) is int and 0 < epochs <= 1_000_000 else shown[-1][0],
         'epoch_step': epoch_steps(records[-1]),
+        'curve': curve_of(records[-1]),
         'n_parameters': n_parameters if isinstance(n_parameters, int) else None,
         'time': sum(times) if not math.isnan(sum(times)) else None,
     }
@@ -280,7 +300,8 @@ def draw_paper_figure(runs):
         kinds.append(Line2D([], [], color='0.3', label="the paper's", **THEIRS))
     for window in STRETCHES:
         if epochs := stretch(window, next(iter(runs.values()))['epochs']):
-            axes.axvspan(epochs[0] - 0.5, epochs[-1] + 0.5, color='black', alpha=0.05, linewidth=0)
+            axes.axvspan(epochs[0] - 0.5, epochs[-1] + 0.5, **BAND)
+    kinds.append(Patch(label='the stretches', **BAND))
     # The first epochs' errors would leave no room for the differences.
     heights = [v for label, run in runs.items() for v in (*means(run), *paper_means(label, run))]
     if highest := max((v for v in heights if not math.isnan(v)), default=0):

@@ -11,6 +11,7 @@ alone is taken seed by seed: its mean, and the 95 % interval of Student's t. Wha
 to be missing: no number stands for a run that has not finished.
 """
 
+import itertools
 import math
 import re
 import statistics
@@ -22,6 +23,7 @@ import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import plot
@@ -225,6 +227,7 @@ parser = utils.Parser(__doc__)
 parser.add_argument('table', metavar='TABLE', choices=list(TABLES), help=', '.join(TABLES))
 parser.add_argument('logs', metavar='LOGS', help='the folder of the runs: LOGS/NAME_seedN/log.txt, or LOGS/NAME_seedN.txt')
 parser.add_argument('--seeds', nargs='+', type=number(int, 0), metavar='N', help='seeds that the table is of (default: those that its runs have)')
+parser.add_argument('--betas', nargs='+', type=number(above=0), metavar='B', help='beta: values that the table is of (default: those that its runs have)')
 parser.add_argument('--save', nargs='+', metavar='FILE', help='also write it: .md, the table; of beta .svg or .png, a picture')
 parser.add_argument('--equal_time', type=number(int, 0), metavar='EPOCHS', help='controls: print only for how many epochs the student alone trains in the time of so many with AT')
 # fmt: on
@@ -246,13 +249,15 @@ def main(argv=None):
             raise UserError('--equal_time: goes with controls')
         print(equal_time(logs, opt.equal_time))
         return
-    sections = [s._replace(rows=expand(s.rows, logs)) for s in TABLES[opt.table]]
+    if opt.betas and opt.table != 'beta':
+        raise UserError('--betas: goes with beta')
+    sections = [s._replace(rows=expand(s.rows, logs, opt.betas)) for s in TABLES[opt.table]]
     stems = {stem for section in sections for _, _, stem in section.rows}
     # Not those of the student alone, which may be there for other tables.
     compared = {stem for section in sections for _, _, stem in section.rows[1:]}
     seeds = opt.seeds or seeds_of(compared, logs) or seeds_of(stems, logs)
     runs = {row[2]: read_runs(row[2], seeds, logs) for s in sections for row in s.rows}
-    text = '\n\n'.join([table(sections, runs), *notes(opt.table, runs, logs)]) + '\n'
+    text = '\n\n'.join([table(sections, runs), *notes(opt.table, sections, runs, logs)]) + '\n'
     print(text)
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -297,20 +302,28 @@ def seeds_of(stems, logs) -> list:
     return sorted({int(m[2]) for m in found if m and m[1] in stems})
 
 
-def expand(rows, logs) -> list:
-    """The rows with one for each --beta in place of those whose name holds a *, in rising order."""
+def expand(rows, logs, betas=None) -> list:
+    """The rows with one for each of `betas` in place of those whose name holds a *, in rising
+    order; betas None: those that any of these rows has."""
+    found = {stem: betas_of(stem, logs) for _, _, stem in rows if '*' in stem}
+    betas = sorted(set(betas or itertools.chain(*found.values())))
     expanded = []
     for label, paper, stem in rows:
         if '*' not in stem:
             expanded.append((label, paper, stem))
             continue
-        number_of = r'(\d+(?:\.\d*)?(?:e[+-]?\d+)?)'
-        named = re.escape(stem).replace(re.escape('*'), number_of)
-        pattern = re.compile(rf'({named})_seed\d+(\.txt)?')
-        found = {m[1]: m[2] for m in (pattern.fullmatch(p.name) for p in logs.iterdir()) if m}
-        for name, beta in sorted(found.items(), key=lambda item: float(item[1])):
-            expanded.append((f'{label}, beta {float(beta):g}', paper, name))
+        for beta in betas:
+            name = stem.replace('*', found[stem].get(beta, f'{beta:g}'))
+            expanded.append((f'{label}, beta {beta:g}', paper, name))
     return expanded
+
+
+def betas_of(stem, logs) -> dict:
+    """{beta: as the name has it} of the runs whose name has a number in place of the *."""
+    number_of = r'(\d+(?:\.\d*)?(?:e[+-]?\d+)?)'
+    pattern = re.compile(re.escape(stem).replace(re.escape('*'), number_of) + r'_seed\d+(\.txt)?')
+    written = [m[1] for m in (pattern.fullmatch(p.name) for p in logs.iterdir()) if m]
+    return {float(text): text for text in written}
 
 
 def read_runs(stem, seeds, logs) -> list:
@@ -384,6 +397,11 @@ def differing(runs) -> list:
     return [name for name, found in values.items() if len(found) > 1]
 
 
+def unlike(alone, runs) -> list:
+    """In what a row's data is not that of the student alone, so that its gain means nothing."""
+    return [name for name in differing([*alone, *runs]) if name != 'epochs']
+
+
 def equal_time(logs, epochs) -> int:
     """Epochs that WRN-16-1 alone trains in the time of `epochs` with AT, by the medians of the
     logs' train_time: of each seed that has both runs, and the median of these."""
@@ -424,23 +442,38 @@ def gain(alone: dict, values: dict, measure: str):
 
 def cost(runs) -> tuple:
     """(parameters, multiply-adds of one image), of the first finished run, None where that cannot
-    be told."""
+    be told. They are those of its weights; of a log alone, of the net that it tells."""
     for run in runs:
         last = run.records[-1] if run.finished() else {}
         if 'evaluate' in last:
             return last.get('n_parameters'), last.get('multiply_adds')
-        if last and run.folder and (run.folder / 'model.hkl').is_file():
+        if last:
             try:
-                f, params, _ = resnet.load_net(run.folder)
+                f, params = net_of(run, last)
             except UserError as e:  # its errors are known all the same
                 print(f'warning: {e}', file=sys.stderr)
                 return last.get('n_parameters'), None
+            if f is None:
+                return last.get('n_parameters'), None
             trained = sum(v.numel() for k, v in params.items() if not utils.is_statistic(k))
             size = [last.get('image_size', 32)] * 2
-            return trained, utils.multiply_adds(f, params, size, 'cpu')
-        if last:
-            return last.get('n_parameters'), None
+            device = next(iter(params.values())).device
+            return trained, utils.multiply_adds(f, params, size, device)
     return None, None
+
+
+def net_of(run, record):
+    """(f, params) of a run, by its weights; by its log the net without values; (None, None) where
+    that does not tell it."""
+    if run.folder and (run.folder / 'model.hkl').is_file():
+        return resnet.load_net(run.folder)[:2]
+    if not {'depth', 'width', 'num_classes'} <= record.keys():
+        return None, None
+    kind = record.get('net', 'resnet' if 'imagenetpath' in record else 'wrn')
+    bn, pool_relu = not record.get('no_bn'), not record.get('no_pool_relu')
+    shape = [record[k] for k in ('depth', 'width', 'num_classes')]
+    with torch.device('meta'):
+        return resnet.new_net(kind, *shape, bn, pool_relu)
 
 
 # ------------------------ the table
@@ -459,7 +492,8 @@ def table(sections, runs) -> str:
         for i, (label, paper, stem) in enumerate(section.rows):
             values = values_of(runs[stem], section)
             of_a_method = i > 0 and not label.startswith('teacher')
-            found = gain(alone, values, measure) if of_a_method else None
+            comparable = of_a_method and not unlike(runs[section.rows[0][2]], runs[stem])
+            found = gain(alone, values, measure) if comparable else None
             row = [label, *costs_shown(*costs[stem]), shown(paper), *median_shown(values)]
             lines.append([*row, gain_shown(found, len(values))])
     return plot.markdown([['', *head], *lines])
@@ -495,7 +529,7 @@ def gain_shown(found, runs):
     return f'{mean:+.2f}{spread}{pairs}'
 
 
-def notes(name, runs, logs) -> list:
+def notes(name, sections, runs, logs) -> list:
     """What stands beneath a table: what its numbers are, how the runs were trained, and what is
     missing."""
     every = [run for of_stem in runs.values() for run in of_stem]
@@ -514,6 +548,12 @@ def notes(name, runs, logs) -> list:
         parts.append(bullets('Trained with:', schedules(finished)))
         parts.append(bullets('By method:', methods(runs)))
     odd = {stem: differing(of_stem) for stem, of_stem in runs.items()}
+    firsts = {stem: s.rows[0][2] for s in sections for _, _, stem in s.rows[1:]}
+    far = {stem: unlike(runs[first], runs[stem]) for stem, first in firsts.items()}
+    if lines := [f'{stem}: of another {" and ".join(v)}' for stem, v in far.items() if v]:
+        parts.append(
+            bullets('Not trained and tested as the student alone is, so without a gain:', lines)
+        )
     if lines := [f'{stem}: its runs differ in {" and ".join(v)}' for stem, v in odd.items() if v]:
         parts.append(bullets('Not comparable, and left out above:', lines))
     if lines := missing(runs):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -441,11 +442,13 @@ def test_a_teacher_that_is_not_what_its_log_says_is_noticed(home):
     params['fc.weight'] = -params['fc.weight']
     utils.save_params(home / 'logs/broken/model.hkl', params)
     done = command(home, '--save', 'logs/of_broken', '--teacher_id', 'broken', '--epochs', '1')
-    assert (
-        done.returncode == 0
-        and 'warning: teacher broken' in done.stderr
-        and done.stderr.count('\n') == 1
-    )
+    assert done.returncode == 0 and done.stderr.count('\n') == 1
+    assert 'warning: teacher broken' in done.stderr and ' % on set: ' in done.stderr
+    # What the published code could not measure cannot differ.
+    log = home / 'logs/broken/log.txt'
+    log.write_text(re.sub(r'"test_acc": [0-9.]+', '"test_acc": NaN', log.read_text()))
+    done = command(home, '--save', 'logs/of_nan', '--teacher_id', 'broken', '--epochs', '1')
+    assert done.returncode == 0 and not done.stderr
 
 
 def test_a_run_folder_of_the_published_code_teaches_and_is_evaluated(home):
@@ -1088,6 +1091,20 @@ def test_what_may_not_be_read_is_named(home, tmp_path):
         assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
         assert 'locked' in done.stderr
     os.chmod(locked, 0o755)
+
+
+def test_a_resumed_run_on_other_classes_is_told_of_the_data(home, tmp_path, capsys, monkeypatch):
+    make_images(tmp_path / 'two', per_class=8, classes=('cat', 'dog'))
+    options = ['--save', 'logs/teacher', '--epochs', '3', '--width', '1', '--resume']
+    error = in_process(home, [*options, '--dataroot', str(tmp_path / 'two')], capsys, monkeypatch)
+    assert 'the data of --dataroot' in error
+
+
+def test_a_net_for_photographs_is_not_for_this_script(home, capsys, monkeypatch):
+    utils.save_params(home / 'photographs.hkl', resnet.resnet(18, 0.125, 3)[1])
+    error = in_process(home, ['--evaluate', 'photographs.hkl'], capsys, monkeypatch)
+    assert 'imagenet.py tests it' in error
+    (home / 'photographs.hkl').unlink()
 
 
 def test_other_classes_matter_with_alpha_alone(home, tmp_path, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """scripts/convert.py: torchvision's models, ours, folded ones and ONNX graphs (in onnxruntime) give
 the same logits."""
 
+import json
 import sys
 import urllib.error
 from pathlib import Path
@@ -197,6 +198,19 @@ def test_onnx_normalizes_as_in_training(nets, kind, tmp_path, onnx):
     f, params, _ = resnet.load_net(nets[kind])
     expected = logits(f, params, data.normalize(images, *scale))
     assert_same(graph(images.permute(0, 3, 1, 2).contiguous()), expected)
+
+
+def test_onnx_of_a_run_has_its_classes_and_its_size(nets, tmp_path, onnx):
+    model = onnx.load(run(nets['wrn'], tmp_path / 'net.onnx'))
+    assert {p.key: json.loads(p.value) for p in model.metadata_props} == {'classes': data.SHAPES}
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    utils.save_params(folder / 'model.hkl', resnet.resnet(18, 0.125, 2)[1])
+    record = {'depth': 18, 'width': 0.125, 'image_size': 48, 'classes': ['cat', 'dog']}
+    utils.write_text(folder / 'log.txt', f'{utils.json_stats(record)}\n')
+    found, _ = session(run(folder, tmp_path / 'small.onnx'))
+    assert found.get_inputs()[0].shape == ['batch', 3, 48, 48]
+    assert found.get_modelmeta().custom_metadata_map == {'classes': '["cat", "dog"]'}
 
 
 # ------------------------ refusals

@@ -195,6 +195,8 @@ def test_at_start_is_the_first_epoch_with_maps(home, monkeypatch):
         )
     losses = [[r['train_loss'] for r in log_of(home / f'logs/start{s}')] for s in (1, 2, 3)]
     assert losses[1][0] == losses[2][0] != losses[0][0] and losses[1][1] > losses[2][1]
+    betas = [[r['epoch_beta'] for r in log_of(home / f'logs/start{s}')] for s in (1, 2, 3)]
+    assert betas == [[1e4, 1e4], [0, 1e4], [0, 0]]
 
 
 def test_fine_tuning_has_a_new_head_and_leaves_batch_norm_and_the_first_group_alone(
@@ -294,6 +296,22 @@ def reference_accuracy(net, home):
     return 100 * (logits.argmax(1) == y).double().mean().item(), torch.nn.functional.cross_entropy(
         logits, y
     ).item()
+
+
+def test_the_weights_of_a_run_are_tested_as_the_run_is(home, monkeypatch, capsys):
+    options = ['--epochs', 1, '--save', 'logs/small', '--image_size', 48]
+    assert run(home, *options, monkeypatch=monkeypatch) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(home)
+    found = []
+    for source in 'logs/small', 'logs/small/model.hkl':
+        assert utils.call_main(imagenet.main, ['--evaluate', source]) == 0
+        stats = json.loads(capsys.readouterr().out.splitlines()[-1].removeprefix('json_stats: '))
+        found.append({k: v for k, v in stats.items() if 'time' not in k and k != 'evaluate'})
+        found[-1].pop('images_per_second')
+    assert found[0] == found[1] and found[0]['image_size'] == 48
+    last = utils.read_log(home / 'logs/small/log.txt')[-1]
+    assert found[0]['test_loss'] == pytest.approx(last['test_loss'])
 
 
 def test_evaluate_recognises_every_layout(home, monkeypatch, capsys):

@@ -555,6 +555,31 @@ def test_folded_is_the_resnet_in_testing(depth, width):
     assert torch.equal(resnet.from_params(folded)(x, folded, False)[0], logits)
 
 
+def test_a_folded_net_of_any_number_of_blocks_is_read(tmp_path):
+    _, params = torchvision_net(18)
+    params = {
+        k: v for k, v in params.items() if not k.startswith(('group1.block1', 'group3.block1'))
+    }
+    folded = fold(params)
+    utils.save_params(tmp_path / 'net.hkl', folded)
+    f, loaded, _ = resnet.load_net(tmp_path / 'net.hkl')
+    assert resnet.net_shape(folded) == (14, 1, 7)
+    x = torch.randn(2, 3, 64, 64)
+    ours, _ = resnet.resnet_function([2, 1, 2, 1])(x, params, False)
+    torch.testing.assert_close(f(x, loaded, False)[0], ours, rtol=1e-3, atol=1e-3)
+
+
+def test_the_weights_in_a_run_folder_have_the_runs_log(tmp_path):
+    torch.manual_seed(0)
+    utils.save_params(tmp_path / 'model.hkl', resnet.wrn(10, 1, 3)[1])
+    assert resnet.load_net(tmp_path / 'model.hkl')[2] == []
+    utils.write_text(tmp_path / 'log.txt', 'json_stats: {"depth": 10, "width": 1, "epoch": 5}\n')
+    utils.save_params(tmp_path / 'other.hkl', resnet.wrn(10, 1, 3)[1])
+    for source in tmp_path, tmp_path / 'model.hkl':
+        assert resnet.load_net(source)[2] == [{'depth': 10, 'width': 1, 'epoch': 5}]
+    assert resnet.load_net(tmp_path / 'other.hkl')[2] == []
+
+
 def test_folded_teacher_keeps_shortcut_bias():
     """The published code dropped it, and its teacher was worse than its release."""
     _, params = torchvision_net(18)

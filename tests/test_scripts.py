@@ -227,6 +227,19 @@ def test_paper_figure_tells_and_draws_means_over_the_stretches(tmp_path, capsys)
     plot.plt.close(figure)
 
 
+def test_paper_figure_knows_its_curves_by_their_logs(tmp_path, capsys):
+    files = []
+    for name, more in ('f', {'method': 'factt', 'teacher_id': 't'}), ('s', {'teacher_id': ''}):
+        make_log(tmp_path / name, np.ones(200), 200)
+        records = utils.read_log(tmp_path / name / 'log.txt')
+        lines = [utils.json_stats(r | {'depth': 16} | more) for r in records]
+        utils.write_text(tmp_path / name / 'log.txt', '\n'.join(lines))
+        files.append(str(tmp_path / name))
+    plot.main(['--paper_figure', *files, '--save', str(tmp_path / 'figure.png')])
+    names = [line.split('|')[1].strip() for line in capsys.readouterr().out.splitlines()[2:6]]
+    assert names == ['F-ActT', 'F-ActT, paper', 'student', 'student, paper']
+
+
 def test_paper_numbers_stand_only_beside_its_own_schedule_and_finished_stretches(tmp_path, capsys):
     def said(errors, *arguments, label='student'):
         run = make_log(tmp_path / str(len(list(tmp_path.iterdir()))), errors, *arguments)
@@ -312,6 +325,27 @@ def test_attention_on_images_of_any_size(nets, tmp_path):
     )
     picture(save)
     assert attention.shrink(np.zeros((300, 500, 3), np.uint8), 128).shape == (77, 128, 3)
+
+
+def test_long_texts_in_a_picture_keep_their_ends():
+    page = attention.new_page(200, 50)
+    attention.put_text(page, 'a_very_long_name_of_an_image_0017.jpg', 50, 5, 100)
+    (text,) = [t.get_text() for t in page.texts]
+    assert text.startswith('a_very') and text.endswith('17.jpg') and text.count('…') == 1
+    attention.plt.close(page)
+
+
+def test_images_are_shrunk_to_what_the_net_saw(nets, tmp_path, monkeypatch):
+    seen = []
+    real = attention.look
+    monkeypatch.setattr(attention, 'look', lambda im, *a: seen.append(im.shape) or real(im, *a))
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((100, 200, 3), np.uint8))
+    save = ['--images', str(tmp_path / 'a.png'), '--save', str(tmp_path / 'maps.png')]
+    attention.main(['--weights', str(nets[0]), *save])
+    utils.save_params(tmp_path / 'big.hkl', resnet.resnet(18, 0.125, 5)[1])
+    attention.main(['--weights', str(tmp_path / 'big.hkl'), *save])
+    attention.main(['--weights', str(nets[0]), *save, '--image_size', '64'])
+    assert seen == [(16, 32, 3), (100, 200, 3), (32, 64, 3)]
 
 
 def test_attention_of_a_net_for_photographs(tmp_path):
@@ -587,9 +621,27 @@ def test_quickstart_explains_itself_before_anything_is_installed(tmp_path):
 # ------------------------ README
 
 
+def blocks_of_readme():
+    return re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+
+
+def test_the_lines_of_readme_name_what_a_net_sees(tmp_path, monkeypatch, capsys):
+    (code,) = [block for block in blocks_of_readme() if 'load_net' in block]
+    make_run(tmp_path / 'logs/at_16_1_16_2')
+    image = data.open_sets('shapes', '')[1]()[1].images[3].numpy()
+    cv2.imwrite(str(tmp_path / 'horse.png'), image[:, :, ::-1])
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(code, scope)  # noqa: S102  as a reader would paste it
+    f, params, _ = resnet.load_net('logs/at_16_1_16_2')
+    expected, _ = f(data.normalize(torch.from_numpy(image)[None]), params, False)
+    assert torch.equal(scope['logits'], expected)
+    assert capsys.readouterr().out == f'{data.SHAPES[expected.argmax()]}\n'
+
+
 def test_the_loop_of_readme_trains_any_module():
     """The block of README is run as it stands, on random images."""
-    (code,) = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    (code,) = [block for block in blocks_of_readme() if 'utils.at_loss' in block]
     torch.manual_seed(0)
     loader = [(torch.randn(4, 3, 64, 64), torch.arange(4))] * 3
     scope = {'loader': loader, 'TEACHER_WEIGHTS': None}

@@ -861,6 +861,23 @@ def test_parameters_and_multiply_adds_are_those_of_the_weights(tmp_path, capsys)
         madds += (ni * no * 9 + no * no * 9 + ni * no) * side**2
     row = next(row for row in rows if row[0] == 'student')
     assert row[1:3] == [f'{n:,}', f'{madds / 1e6:.1f}M']
+    # A log alone tells the net as well.
+    (tmp_path / 'logs').mkdir()
+    write_run(tmp_path, 'x', [9.0], depth=10, width=0.5, num_classes=10, n_parameters=1)
+    (tmp_path / 'x' / 'log.txt').rename(tmp_path / 'logs' / 'wrn_16_1_seed0.txt')
+    rows, _ = summary(tmp_path / 'logs', 'controls', capsys=capsys)
+    assert next(r for r in rows if r[0] == 'student')[1:3] == row[1:3]
+
+
+def test_there_is_no_gain_over_a_student_on_other_data(tmp_path, capsys):
+    write_run(tmp_path, 'wrn_16_1_seed0', [9.0])
+    write_run(tmp_path, 'at_wrn_16_1_from_wrn_16_2_seed0', [8.0], dataset='shapes', beta=1e3)
+    write_run(tmp_path, 'wrn_16_1_equal_time_seed0', [9.5, 8.5])
+    rows, text = summary(tmp_path, 'controls', capsys=capsys)
+    by_name = {row[0]: row for row in rows}
+    assert by_name['AT from WRN-16-2'][4] == '8.00' and by_name['AT from WRN-16-2'][7] == ''
+    assert by_name['alone, for as long as with AT'][7] == '+0.50', 'longer on purpose'
+    assert 'at_wrn_16_1_from_wrn_16_2: of another dataset' in text
 
 
 def test_cifar100_is_told_in_accuracy_and_top5_where_there_is_one(tmp_path, capsys):
@@ -935,6 +952,19 @@ def test_beta_rows_rise_and_the_picture_shows_them(tmp_path, capsys):
     for name in 'a.svg', 'b.svg':
         summarize.main(['beta', str(tmp_path), '--save', str(tmp_path / name)])
     assert (tmp_path / 'a.svg').read_bytes() == (tmp_path / 'b.svg').read_bytes()
+    # Of an AT + KD without its AT, and of a beta that beta.sh has and nothing was trained with.
+    write_run(tmp_path, 'at_kd_beta3e4_wrn_16_1_from_wrn_16_2_seed0', [8.0], beta=3e4, alpha=0.9)
+    rows, text = summary(tmp_path, 'beta', capsys=capsys)
+    assert next(row for row in rows if row[0] == 'AT, beta 30000')[4] == '—'
+    assert 'at_beta30000_wrn_16_1_from_wrn_16_2: missing (seed 0)' in text
+    rows, text = summary(tmp_path, 'beta', '--betas', '1000', '31.6', capsys=capsys)
+    shown = [(row[0], row[4]) for row in rows if ', beta' in row[0]]
+    assert [s for s in shown if s[1] != '—'] == [
+        ('AT, beta 1000', '10.00'),
+        ('AT + KD, beta 1000', '8.00'),
+    ]
+    assert len(shown) == 4 and 'at_kd_beta31.6_wrn_16_1_from_wrn_16_2: missing (seed 0)' in text
+    (tmp_path / 'at_kd_beta3e4_wrn_16_1_from_wrn_16_2_seed0').rename(tmp_path / 'old')
     sections = summarize.TABLES['beta']
     section = sections[0]._replace(rows=summarize.expand(sections[0].rows, tmp_path))
     runs = {row[2]: summarize.read_runs(row[2], [0], tmp_path) for row in section.rows}

@@ -189,6 +189,15 @@ def test_second_derivatives_are_right_where_activations_are_exactly_zero(p):
     assert torch.autograd.gradgradcheck(lambda x: utils.at_loss(x, y, p), x)
 
 
+def test_a_power_below_1_has_a_gradient_where_activations_are_exactly_zero():
+    x = torch.tensor([0.0, 1.0, 4.0, 9.0]).view(1, 1, 2, 2).requires_grad_()
+    q = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    torch.testing.assert_close(utils.at(x, 0.5)[0], q / q.norm())
+    (gradient,) = torch.autograd.grad(utils.at_loss(x, torch.ones(1, 1, 2, 2), 0.5), x)
+    assert gradient.isfinite().all() and gradient[0, 0, 0, 0] == 0 and gradient.abs().max() > 0
+    assert torch.equal(utils.at(torch.zeros(1, 2, 2, 2), 0.5), torch.zeros(1, 4))
+
+
 def zeros_and_one_zero_sample():
     one = randn(3, 4, 5, 5, seed=3)
     one[1] = 0
@@ -1171,7 +1180,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(zipped, tmp_path):
         path,
         _use_new_zipfile_serialization=zipped,
     )
-    with pytest.raises(UserError, match=r'm\.pth'):
+    with pytest.raises(UserError, match=r'm\.pth: holds \w+\.system, not tensors'):
         utils.load_params(path)
     assert not touched.exists()
     path.write_bytes(pickle.dumps(Payload(touched)))
