@@ -146,6 +146,11 @@ def scan_folder(dataroot, option='--dataroot', tests=('test', 'val')) -> tuple[d
     return sets[0], sets[1]
 
 
+def scan_photographs(root, option='--imagenetpath') -> tuple[dict, dict]:
+    """The same of root/train and root/val, as ImageNet is laid out, or root/test."""
+    return scan_folder(root, option, ('val', 'test'))
+
+
 def _scan(folder):
     def entries(path):
         with os.scandir(path) as found:

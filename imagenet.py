@@ -71,7 +71,7 @@ add('--width', default=1.0, type=number(above=0), help='factor of its channels (
 add('--student_params', default='', metavar='FILE', help='weights that the student starts from (default: random)')
 add('--finetune', action='store_true', help='replace the head of --student_params for the classes at hand, and keep batch norms and the first group fixed (paper: Table 4)')
 add = parser.add_argument_group('data').add_argument
-add('--imagenetpath', metavar='DIR', help='photographs: DIR/train/CLASS/* and DIR/val/CLASS/*')
+add('--imagenetpath', metavar='DIR', help='photographs: DIR/train/CLASS/* and DIR/val/CLASS/* (or test)')
 add('--image_size', default=224, type=number(int, 33, 1024), help='side of the crops in pixels; for testing the shorter side is made 256/224 of it (paper, and default: 224)')
 add('--train_crop', choices=list(TRAIN_CROPS), help='resized: 8 to 100 %% of the area at any place, shape 3:4 to 4:3, made --image_size; plain: shorter side made 256/224 of --image_size, then a crop at any place; both are flipped at random (paper: resized for ImageNet, plain for fine-tuning; default: plain with --finetune, else resized)')
 add('--check_images', action='store_true', help='decode every image before training, and list those that are broken')
@@ -288,7 +288,7 @@ def on_device(loaded, labels, device):
 
 def open_photographs(opt):
     """(train, val) Photographs of --imagenetpath."""
-    folders = data.scan_folder(opt.imagenetpath, '--imagenetpath', ('val',))
+    folders = data.scan_photographs(opt.imagenetpath)
     return [Photographs(folder) for folder in folders]
 
 

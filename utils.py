@@ -977,6 +977,8 @@ def continue_options(opt, given: set, checkpoint: dict, parser) -> None:
     # A run from before there was an option did as its default says, but for this one.
     usual = {k: parser.get_default(k) for k in run_options(opt)} | {'train_crop': 'resized'}
     old = usual | checkpoint['options']
+    if not old['epochs']:  # nothing was trained: drops are those of the length that is wanted now
+        old['epoch_step'] = None
     old = {k: v for k, v in old.items() if k != 'save' and hasattr(opt, k)}
     for name, value in old.items():
         if not parser.takes(name, value):
@@ -987,7 +989,7 @@ def continue_options(opt, given: set, checkpoint: dict, parser) -> None:
             raise UserError(
                 f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, which has {_plain(value)}'
             )
-    longer = 'epochs' in given and opt.epochs != old['epochs']
+    longer = 'epochs' in given and old['epochs'] not in (0, opt.epochs)
     if longer and old.get('beta_decay', 'none') != 'none':
         raise UserError(
             f'--epochs {opt.epochs}: beta decays over the {old["epochs"]} epochs of this run, which cannot change'

@@ -218,7 +218,7 @@ def scan_photographs(opt, run):
         )
     opt.image_size = side_of(opt, run)
     option = '--dataroot' if opt.dataroot else f'--weights {run_folder}: its --imagenetpath'
-    return data.scan_folder(root, option, ('val',))[1]
+    return data.scan_photographs(root, option)[1]
 
 
 def side_of(opt, run):

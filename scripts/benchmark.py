@@ -528,7 +528,7 @@ def input_pipeline(opt):
 def memory(opt):
     """Resident memory of imagenet.py, a student with attention transfer from a ResNet-34, at the
     end of each epoch, and whether it grows. Returns the bytes of each."""
-    train, _ = data.scan_folder(opt.imagenetpath, '--imagenetpath', ('val',))
+    train, _ = data.scan_photographs(opt.imagenetpath)
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / 'teacher.hkl'
         torch.manual_seed(0)

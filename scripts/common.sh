@@ -131,6 +131,7 @@ run() {
     say "${python[@]}" "${words[@]}"
     return
   fi
+  check_length "$LOGS/$name" "${words[@]}"
   if is_done "$LOGS/$name" "$(say "${words[@]}")"; then
     echo "== $name: done"
     return
@@ -165,6 +166,18 @@ say() {
 is_done() {
   [ -f "$1/log.txt" ] && [ -f "$1/model.hkl" ] && [ ! "$1/log.txt" -nt "$1/model.hkl" ] || return 1
   [ "$(cat "$1/command.txt" 2> /dev/null)" = "$2" ]
+}
+
+# check_length FOLDER OPTIONS...: a run of another length that is there already would keep its own schedule.
+check_length() {
+  local folder=$1 epochs= old
+  case " ${EXTRA:-} " in *' --epochs'[\ =]*) return 0 ;; esac # which asks for it
+  while [ $# -gt 1 ]; do
+    [ "$1" != --epochs ] || epochs=$2
+    shift
+  done
+  old=$(grep -o '"epochs": [0-9]*' "$folder/log.txt" 2> /dev/null | tail -n 1) || return 0
+  [ "${old##* }" = "$epochs" ] || complain "LOGS=$LOGS: holds $(basename "$folder") of ${old##* } epochs, not $epochs; name another folder"
 }
 
 # Sets `slot` to a free one, and waits until there is one.

@@ -52,7 +52,7 @@ def main(argv=None):
     if opt.imagenetpath and opt.full_disk:
         raise UserError('--full_disk and --imagenetpath: give one of them')
     if opt.imagenetpath:
-        data.scan_folder(opt.imagenetpath, '--imagenetpath', ('val',))
+        data.scan_photographs(opt.imagenetpath)
     with tempfile.TemporaryDirectory() as folder:
         (full_disk if opt.full_disk else kill_and_compare)(Path(folder), opt)
 

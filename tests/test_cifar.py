@@ -1093,6 +1093,15 @@ def test_what_may_not_be_read_is_named(home, tmp_path):
     os.chmod(locked, 0o755)
 
 
+def test_a_run_of_no_epochs_goes_on_with_the_drops_of_its_new_length(home):
+    assert command(home, '--save', 'logs/nothing', '--epochs', '0').returncode == 0
+    done = command(home, '--save', 'logs/nothing', '--epochs', '4', '--resume')
+    assert done.returncode == 0 and 'in place of' not in done.stdout, done.stderr
+    records = utils.read_log(home / 'logs/nothing/log.txt')[1:]
+    assert [r['lr'] for r in records] == pytest.approx([0.1, 0.02, 0.004, 0.0008])
+    assert records[0]['epoch_step'] == [2, 3, 4]
+
+
 def test_a_resumed_run_on_other_classes_is_told_of_the_data(home, tmp_path, capsys, monkeypatch):
     make_images(tmp_path / 'two', per_class=8, classes=('cat', 'dog'))
     options = ['--save', 'logs/teacher', '--epochs', '3', '--width', '1', '--resume']

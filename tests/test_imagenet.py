@@ -298,6 +298,19 @@ def reference_accuracy(net, home):
     ).item()
 
 
+def test_a_folder_test_does_for_val(home, monkeypatch, capsys):
+    (home / 'tested').mkdir()
+    for split, name in ('train', 'train'), ('test', 'val'):
+        (home / 'tested' / split).symlink_to(home / 'set' / name)
+    found = []
+    for root in 'set', 'tested':
+        options = ['--imagenetpath', root, '--evaluate', 'teacher.hkl']
+        assert run(home, *options, monkeypatch=monkeypatch) == 0
+        stats = json.loads(capsys.readouterr().out.splitlines()[-1].removeprefix('json_stats: '))
+        found.append((stats['test_loss'], stats['test_acc']))
+    assert found[0] == found[1]
+
+
 def test_the_weights_of_a_run_are_tested_as_the_run_is(home, monkeypatch, capsys):
     options = ['--epochs', 1, '--save', 'logs/small', '--image_size', 48]
     assert run(home, *options, monkeypatch=monkeypatch) == 0

@@ -530,7 +530,7 @@ def test_what_is_done_is_skipped_without_a_start_of_python(fake):
     status, out, _ = finish('figure_convergence', SEEDS='0 1', **given)
     assert status == 0 and out.count(': done') == 7 and '== wrn_16_1_seed0\n' in out
     # Nor is a run of other options, which the training script itself compares.
-    for extra in '--epochs 3', '--lr 0.5':
+    for extra in '--lr 0.5', '--epochs 3':
         status, out, _ = finish('figure_convergence', SEEDS='1', **given | {'EXTRA': extra})
         assert status == 0 and ': done' not in out
 
@@ -577,6 +577,15 @@ def test_what_cannot_be_meant_is_refused(script, given, named, fake, tmp_path):
         (tmp_path / split / 'cat').mkdir(parents=True)
     status, _, err = finish(script, **environment | given)
     assert status == 2 and named in err and err.count('\n') == 1 and not calls()
+
+
+def test_a_run_of_another_length_is_not_gone_on_with(fake):
+    given, calls = fake
+    write_run(Path(given['LOGS']), 'wrn_16_2_seed0', [9.0], epochs=30)
+    status, _, err = finish('table2', **given | {'EPOCHS': '200', 'SEEDS': '0'})
+    assert status == 2 and 'wrn_16_2_seed0 of 30 epochs, not 200' in err and not calls()
+    status, _, err = finish('table2', **given | {'EPOCHS': '30', 'SEEDS': '0'})
+    assert status == 0 and len(calls()) > 2, err
 
 
 def test_a_net_is_tested_again_where_it_is_another(fake, tmp_path):
