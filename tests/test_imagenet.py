@@ -426,6 +426,19 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(home, signum, status
     assert utils.load_checkpoint(folder)['epoch'] >= 1
 
 
+def test_a_stop_while_a_checkpoint_is_written_does_not_promise_it(home, monkeypatch, capsys):
+    def stopped(folder, checkpoint):
+        raise utils.Stopped(signal.SIGTERM)
+
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    monkeypatch.setattr(utils, 'save_checkpoint', stopped)
+    options = [*AT, '--save', home / 'logs/promised', '--checkpoint_minutes', '1e-6']
+    assert run(home, *options, monkeypatch=monkeypatch) == 143
+    assert 'goes on after epoch 0 of 3' in capsys.readouterr().err
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 def test_sigusr1_writes_a_checkpoint_and_goes_on(home):
     folder = home / 'logs/usr1'
     process = command(home, *AT, '--save', folder, '--epochs', 1000, wait=False)
