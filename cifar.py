@@ -138,7 +138,7 @@ def net_name(opt):
 
 
 def load_teacher(opt):
-    """(f, params, records) of --teacher_id, which is logs/ID, a run folder or a weights file."""
+    """(f, params, records of its log) of --teacher_id: logs/ID, a run folder or a weights file."""
     path = os.path.join('logs', opt.teacher_id)
     path = path if os.path.exists(path) else opt.teacher_id
     if not os.path.exists(path):
@@ -394,10 +394,13 @@ def train(opt, loss_of, f, params, optimizer, train_set, test_set, facts, checkp
         f'lr {opt.lr:g}, times {opt.lr_decay_ratio:g} from epochs {opt.epoch_step} on'
     )
     curves = utils.open_curves(opt.save, log) if opt.tensorboard else None
+    # What a signal makes utils.call_main print.
     main.hint = f'{advice} after epoch {done} of {opt.epochs}'
 
-    # Epoch 0, of --epochs 0, only tests and writes the untrained net.
-    for epoch in range(done + 1, opt.epochs + 1) if opt.epochs or log else [0]:
+    epochs = range(done + 1, opt.epochs + 1)
+    if not opt.epochs and not log:  # only tests and writes the untrained net
+        epochs = [0]
+    for epoch in epochs:
         stats, train_time = {'train_loss': None, 'train_acc': None, 'at_losses': []}, 0.0
         if epoch in opt.epoch_step:  # a new optimizer: momentum restarts at a drop, as published
             optimizer = utils.make_optimizer(params, opt, epoch)

@@ -621,6 +621,21 @@ def test_quickstart_explains_itself_before_anything_is_installed(tmp_path):
 # ------------------------ README
 
 
+def test_sizes_of_students_in_readme_are_those_of_the_nets():
+    lines = (ROOT / 'README.md').read_text().splitlines()
+    (i,) = [i for i, line in enumerate(lines) if line.strip().startswith('| | WRN-10-1 |')]
+    names, counts, costs = (
+        line.strip(' |').split(' | ') for line in lines[i : i + 4] if '--' not in line
+    )
+    assert len(names) == len(counts) - 1 == len(costs) - 1 == 9
+    for name, count, cost in zip(names, counts[1:], costs[1:]):
+        *kind, size = name.removeprefix('WRN-').replace('-', ' ').split()
+        net = ('nin', None, int(size)) if kind == ['NIN'] else ('wrn', int(kind[0]), int(size))
+        f, params = resnet.new_net(*net, 10)
+        assert count == f'{sum(v.numel() for v in utils.trainable(params)):,}'
+        assert cost == f'{utils.multiply_adds(f, params, (32, 32), "cpu") / 1e6:.1f}M'
+
+
 def blocks_of_readme():
     return re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
 
