@@ -556,7 +556,8 @@ def test_a_mistake_is_told_by_one_process(home):
         (['--teacher_params', 'nine_classes.hkl', '--alpha', '0.5'], '--alpha'),
         (['--student_params', 'teacher.hkl', '--depth', '34', '--width', '1'], 'not 34 and 1'),
         (['--resume', 'logs/nowhere'], 'logs/nowhere'),
-        (['--evaluate', 'cifar.hkl'], 'classes'),
+        (['--evaluate', 'cifar.hkl'], 'cifar.py'),
+        (['--evaluate', 'nine_classes.hkl'], 'classes'),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(home, options, named, monkeypatch, capsys):

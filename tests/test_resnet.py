@@ -711,10 +711,6 @@ DAMAGES = {
         lambda p: {k: v for k, v in p.items() if not k.startswith('group1.block0')},
         'group1',
     ),
-    'another depth': (
-        lambda p: {k: v for k, v in p.items() if not k.startswith('group1.block1')},
-        'blocks',
-    ),
     'nan': (lambda p: p | {'fc.bias': torch.full((7,), np.nan)}, 'nan'),
     'another head': (lambda p: p | {'fc.weight': torch.zeros(7, 100)}, 'fc.weight|shapes'),
     'a vector for a convolution': (
@@ -735,6 +731,15 @@ def test_unfit_weights_are_named(kind, damage, named, tmp_path):
     with pytest.raises(UserError, match=named) as e:
         resnet.load_net(tmp_path / 'a.hkl')
     assert 'a.hkl' in str(e.value)
+
+
+def test_a_resnet_has_one_of_the_known_depths(tmp_path):
+    """What its names do not tell, which the layouts of the releases do."""
+    _, params = torchvision_net(18)
+    params = {k: v for k, v in params.items() if not k.startswith('group1.block1')}
+    utils.save_params(tmp_path / 'a.hkl', params)
+    with pytest.raises(UserError, match=r'a\.hkl: its groups have 2, 1, 2, 2 blocks'):
+        resnet.load_net(tmp_path / 'a.hkl')
 
 
 def test_a_convolution_that_does_not_fit_is_named(tmp_path):
