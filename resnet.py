@@ -462,24 +462,22 @@ def load_net(source) -> tuple[Callable, dict, list]:
 
     Raises UserError that names the file where it is damaged, or its names tell another net than the
     log."""
-    weights, records = Path(source), []
+    weights, folder, records = Path(source), run_folder(source), []
     if not os.path.exists(source):
         raise UserError(f'{source}: no such run folder or weights file')
-    source = run_folder(source)
-    if source:
-        if not os.path.exists(source / 'log.txt'):
-            raise UserError(f'{source}: no finished epoch in it yet (there is no log.txt)')
-        records = read_log(source / 'log.txt')
-        if os.path.isdir(weights):
-            files = [source / name for name in ('model.hkl', 'model.pt7')]
-            weights = next(filter(os.path.exists, files), None)
-        if not weights:
-            raise UserError(f'{source}: has neither model.hkl nor model.pt7')
+    if folder:
+        if not os.path.exists(folder / 'log.txt'):
+            raise UserError(f'{folder}: no finished epoch in it yet (there is no log.txt)')
+        records = read_log(folder / 'log.txt')
+    if folder == weights:
+        weights = folder / ('model.hkl' if os.path.exists(folder / 'model.hkl') else 'model.pt7')
+        if not os.path.exists(weights):
+            raise UserError(f'{folder}: has neither model.hkl nor model.pt7')
     f, params = check_net(load_params(weights), weights)
     if records:
         logged, shape = [records[0].get(k) for k in ('depth', 'width')], net_shape(params)
         if not all(type(v) in (int, float) and abs(v) < 1e6 for v in logged):
-            raise UserError(f'{source / "log.txt"}: its first line does not tell depth and width')
+            raise UserError(f'{folder / "log.txt"}: its first line does not tell depth and width')
         if not same_shape(params, *logged):
             raise UserError(
                 f'{weights}: has depth {shape[0]} and width {shape[1]:g}, but its log.txt says {logged[0]} and {logged[1]:g}'

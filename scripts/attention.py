@@ -100,8 +100,9 @@ def main(argv=None):
     if opt.agreement:
         return tell_agreement(opt, nets, maps[0])
     images, classes = find_images(opt, nets)
-    seen_at = 32 if nets[0].is_small() else first_record(nets).get('image_size', 224)
-    longest, rows = opt.image_size or (seen_at if opt.images else None), []
+    longest, rows = opt.image_size, []
+    if opt.images and not longest:
+        longest = 32 if nets[0].is_small() else side_of(opt, first_record(nets))
     for name, image in images:
         image = shrink(image, longest) if longest else image
         seen = [look(image, net, maps, opt.gradient, name, classes) for net in nets]

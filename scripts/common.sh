@@ -104,15 +104,23 @@ is_chosen() {
 }
 
 chosen=0  # the number of runs that ONLY has
-folders=' ' # of those runs so far
+folders=' ' # of a dry run: those of its runs so far
+
+# value_of "OPTION..." WORDS...: what follows the last of these options in a command.
+value_of() {
+  local options=" $1 " value=
+  shift
+  while [ $# -gt 1 ]; do
+    case $options in *" $1 "*) value=$2 ;; esac
+    shift
+  done
+  echo "$value"
+}
 
 # check_teacher NAME OPTIONS...: its teacher must be there, or be trained by a run before it.
 check_teacher() {
-  local name=$1 teacher=
-  while [ $# -gt 1 ]; do
-    case $1 in --teacher_id | --teacher_params) teacher=$2 ;; esac
-    shift
-  done
+  local name=$1 teacher
+  teacher=$(value_of '--teacher_id --teacher_params' "$@")
   case $teacher in "$LOGS"/*) ;; *) return 0 ;; esac
   case $folders in *" $teacher "*) return 0 ;; esac
   [ -e "$teacher" ] || complain "ONLY=${ONLY:-}: has $name, but not its teacher, ${teacher#"$LOGS"/}, which is not in $LOGS either; add it to ONLY"
@@ -123,11 +131,11 @@ pids=() names=() commands=() # of the runs under way, by slot: 0 to JOBS - 1
 run() {
   is_chosen "$2" || return 0
   chosen=$((chosen + 1))
-  check_teacher "${@:2}"
-  folders="$folders$LOGS/$2 "
   local script=$1 name=$2 i launch=("${python[@]}")
   local words=("$script" --save "$LOGS/$name" "${@:3}" --resume ${extra[@]+"${extra[@]}"})
   if [ -n "${DRY_RUN:-}" ]; then
+    check_teacher "${@:2}"
+    folders="$folders$LOGS/$name "
     say "${python[@]}" "${words[@]}"
     return
   fi
@@ -151,16 +159,6 @@ run() {
   [ "$JOBS" -gt 1 ] || wait_for_all
 }
 
-# The command, as a shell would take it.
-say() {
-  local word line=
-  for word in "$@"; do
-    case $word in *[!A-Za-z0-9_./=+:,@%-]* | '') word="'${word//\'/\'\\\'\'}'" ;; esac
-    line="$line $word"
-  done
-  echo "${line# }"
-}
-
 # is_done FOLDER COMMAND: whether a run of that very command has ended well there, without a start of Python, which compares every option. A kill
 # between the log and the weights leaves weights that are older, which the run itself then puts right.
 is_done() {
@@ -170,12 +168,9 @@ is_done() {
 
 # check_length FOLDER OPTIONS...: a run of another length that is there already would keep its own schedule.
 check_length() {
-  local folder=$1 epochs= old
+  local folder=$1 epochs old
   case " ${EXTRA:-} " in *' --epochs'[\ =]*) return 0 ;; esac # which asks for it
-  while [ $# -gt 1 ]; do
-    [ "$1" != --epochs ] || epochs=$2
-    shift
-  done
+  epochs=$(value_of --epochs "$@")
   old=$(grep -o '"epochs": [0-9]*' "$folder/log.txt" 2> /dev/null | tail -n 1) || return 0
   [ "${old##* }" = "$epochs" ] || complain "LOGS=$LOGS: holds $(basename "$folder") of ${old##* } epochs, not $epochs; name another folder"
 }
@@ -240,7 +235,7 @@ trap 'exit 143' TERM
 # tool WORDS...: a script that reads what the runs have written.
 tool() {
   [ "$chosen" -gt 0 ] || complain "ONLY=${ONLY:-}: no run here has such a name; DRY_RUN=1 without ONLY shows their names, after --save"
-  if [ -n "${DRY_RUN:-}" ]; then say python "$@"; else "$VENV_PYTHON" "$@"; fi
+  call_python "$@"
 }
 
 # summarize TABLE [PICTURE]: the table of the runs in LOGS, printed, and written beside them.

@@ -62,6 +62,10 @@ def main(argv=None):
     if out.suffix == '.onnx':
         small = kind in ('wrn', 'nin')
         logged = records[0].get('image_size') if records else None
+        if not opt.image_size and not parser.takes('image_size', logged):
+            raise UserError(
+                f'IN {opt.source}: its log has image_size {logged!r}; give --image_size'
+            )
         size = opt.image_size or logged or (32 if small else 224)
         scale = (data.MEAN, data.STD) if small else (data.IMAGENET_MEAN, data.IMAGENET_STD)
         export(f, params, size, scale if opt.normalize else None, file, utils.class_names(records))

@@ -54,12 +54,10 @@ save=$(absolute "${SAVE:-$PWD/logs/quickstart}")
 
 teacher=$save/teacher student=$save/student transfer=$save/student_at
 
-run() { if [ -n "${DRY_RUN:-}" ]; then echo python "$@"; else "$VENV_PYTHON" "$@"; fi; }
-
 train() {
   echo
   echo "== $1"
-  run cifar.py "${data[@]}" --epochs "$epochs" --seed "$seed" --resume "${@:2}"
+  call_python cifar.py "${data[@]}" --epochs "$epochs" --seed "$seed" --resume "${@:2}"
 }
 
 train 'teacher: WRN-16-2' --save "$teacher" --depth 16 --width 2
@@ -68,6 +66,6 @@ train 'student with attention transfer: WRN-16-1' --save "$transfer" --depth 16 
 
 echo
 labels=('teacher WRN-16-2' 'student WRN-16-1' 'student + AT')
-run scripts/plot.py "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/curves.png"
-run scripts/attention.py --weights "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/attention.png"
+call_python scripts/plot.py "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/curves.png"
+call_python scripts/attention.py --weights "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/attention.png"
 echo "next: look at the two pictures; '. .venv/bin/activate', then 'python cifar.py --help'; README.md goes on with CIFAR-10"

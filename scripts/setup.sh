@@ -15,6 +15,19 @@ complain() {
   exit 2
 }
 
+# The command, as a shell would take it.
+say() {
+  local word line=
+  for word in "$@"; do
+    case $word in *[!A-Za-z0-9_./=+:,@%-]* | '') word="'${word//\'/\'\\\'\'}'" ;; esac
+    line="$line $word"
+  done
+  echo "${line# }"
+}
+
+# call_python WORDS...: the Python of VENV_PYTHON; with DRY_RUN the command alone.
+call_python() { if [ -n "${DRY_RUN:-}" ]; then say python "$@"; else "$VENV_PYTHON" "$@"; fi; }
+
 make_venv() {
   local python=${PYTHON:-python3}
   command -v "$python" > /dev/null || complain "there is no $python; install Python 3.10 or newer, or name it: PYTHON=/path/to/python3 bash $0"

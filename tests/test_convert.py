@@ -200,7 +200,7 @@ def test_onnx_normalizes_as_in_training(nets, kind, tmp_path, onnx):
     assert_same(graph(images.permute(0, 3, 1, 2).contiguous()), expected)
 
 
-def test_onnx_of_a_run_has_its_classes_and_its_size(nets, tmp_path, onnx):
+def test_onnx_of_a_run_has_its_classes_and_its_size(nets, tmp_path, onnx, capsys):
     model = onnx.load(run(nets['wrn'], tmp_path / 'net.onnx'))
     assert {p.key: json.loads(p.value) for p in model.metadata_props} == {'classes': data.SHAPES}
     folder = tmp_path / 'run'
@@ -211,6 +211,8 @@ def test_onnx_of_a_run_has_its_classes_and_its_size(nets, tmp_path, onnx):
     found, _ = session(run(folder, tmp_path / 'small.onnx'))
     assert found.get_inputs()[0].shape == ['batch', 3, 48, 48]
     assert found.get_modelmeta().custom_metadata_map == {'classes': '["cat", "dog"]'}
+    utils.write_text(folder / 'log.txt', f'{utils.json_stats(record | {"image_size": "x"})}\n')
+    assert '--image_size' in refused(convert.main, [folder, tmp_path / 'odd.onnx'], capsys)
 
 
 # ------------------------ refusals

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -607,15 +608,13 @@ def test_quickstart_refuses_in_one_line(tmp_path):
 
 
 def test_quickstart_explains_itself_before_anything_is_installed(tmp_path):
-    for wanted in '--help', 'cifar11':
-        done = quickstart(
-            tmp_path, wanted, VENV=str(tmp_path)
-        )  # no environment: none is looked for
-        assert 'VENV' not in done.stderr
+    for wanted in '--help', 'cifar11':  # VENV is no environment, and is not looked for
+        assert 'VENV' not in quickstart(tmp_path, wanted, VENV=str(tmp_path)).stderr
     assert quickstart(tmp_path, '--help').stdout.startswith('Attention transfer from nothing')
     dry = quickstart(tmp_path, 'cifar10', DRY_RUN='1', VENV=str(tmp_path), DATAROOT='none')
     commands = [line for line in dry.stdout.splitlines() if line.startswith('python ')]
     assert dry.returncode == 0 and len(commands) == 5 and not list(tmp_path.iterdir())
+    assert 'student + AT' in shlex.split(commands[-1]), 'as a shell would take it'
 
 
 # ------------------------ README
