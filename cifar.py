@@ -304,26 +304,35 @@ def term_names(opt):
 # ------------------------ training and testing
 
 
-def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
+def make_step(loss_of, train_set, params, optimizer, opt):
+    """step(index, draws, beta) -> float32 [terms]: one step of SGD on images[index]."""
+    images, labels, _ = train_set
+
+    def step(index, draws, beta):
+        loss, terms = loss_of(images, index, draws, labels[index], params, beta)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return terms
+
+    return utils.Graphed(step) if opt.compile and images.is_cuda else step
+
+
+def train_epoch(epoch, step_of, train_set, opt):
     """One pass over the training set: {train_loss, train_acc, at_losses}, means over samples.
 
     Raises UserError, status 1, if a term of the loss is not finite; it looks every 20 steps, as
     a look stops the device.
     """
-    images, labels, _ = train_set
-    n = len(labels)
+    n, device = len(train_set.labels), train_set.labels.device
     order = data.epoch_order(n, opt.seed, epoch)
     draws = data.crop_and_flip(n, opt.seed, epoch, opt.randomcrop_pad)[order]
-    batches, draws = (v.to(images.device).split(opt.batch_size) for v in (order, draws))
-    beta = torch.tensor(utils.epoch_beta(epoch, opt), device=images.device)
+    batches, draws = (v.to(device).split(opt.batch_size) for v in (order, draws))
+    beta = torch.tensor(utils.epoch_beta(epoch, opt), device=device)
     rows, looked = [], 0
     with data.progress(n, f'epoch {epoch}/{opt.epochs}') as bar:
         for step, (index, drawn) in enumerate(zip(batches, draws), 1):
-            loss, terms = loss_of(images, index, drawn, labels[index], params, beta)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rows.append(terms)
+            rows.append(step_of(index, drawn, beta))
             bar.update(len(index))
             if step % 20 == 0 or step == len(batches):
                 recent = torch.stack(rows[looked:]).cpu()
@@ -333,7 +342,7 @@ def train_epoch(epoch, loss_of, train_set, params, optimizer, opt):
                 looked = step
 
     sizes = torch.tensor([len(index) for index in batches], dtype=torch.double)
-    meters = [meter.AverageValueMeter() for _ in terms]
+    meters = [meter.AverageValueMeter() for _ in rows[0]]
     for m, column in zip(meters, torch.stack(rows).cpu().double().unbind(1)):
         m.add(float(column @ sizes), n)
     train_loss, _, *at_losses, train_acc = (float(m.value()[0]) for m in meters)
@@ -345,7 +354,8 @@ def test(f, params, test_set):
     """(test_loss, test_acc) of a net in float32: mean cross-entropy, top-1 accuracy in per cent."""
     images, labels, _ = test_set
     losses, correct = [], 0
-    for x, targets in zip(images.split(250), labels.split(250)):
+    size = 1000 if images.is_cuda else 250  # what a GPU has enough of, and a CPU's cache holds
+    for x, targets in zip(images.split(size), labels.split(size)):
         logits, _ = f(data.normalize(x), params, False)
         losses.append(F.cross_entropy(logits, targets, reduction='sum'))
         correct += (logits.argmax(1) == targets).sum()
@@ -397,6 +407,7 @@ def train(opt, loss_of, f, params, optimizer, train_set, test_set, facts, checkp
     # What a signal makes utils.call_main print.
     main.hint = f'{advice} after epoch {done} of {opt.epochs}'
 
+    step_of = make_step(loss_of, train_set, params, optimizer, opt)
     epochs = range(done + 1, opt.epochs + 1)
     if not opt.epochs and not log:  # only tests and writes the untrained net
         epochs = [0]
@@ -404,9 +415,10 @@ def train(opt, loss_of, f, params, optimizer, train_set, test_set, facts, checkp
         stats, train_time = {'train_loss': None, 'train_acc': None, 'at_losses': []}, 0.0
         if epoch in opt.epoch_step:  # a new optimizer: momentum restarts at a drop, as published
             optimizer = utils.make_optimizer(params, opt, epoch)
+            step_of = make_step(loss_of, train_set, params, optimizer, opt)
         if epoch:
             start = time.time()
-            stats = train_epoch(epoch, loss_of, train_set, params, optimizer, opt)
+            stats = train_epoch(epoch, step_of, train_set, opt)
             train_time = time.time() - start
 
         start = time.time()

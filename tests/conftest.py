@@ -7,3 +7,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 # Before torch is imported, and for the scripts that tests start: threads that wait for each other
 # make tiny tensors a hundred times slower on a busy machine, and tests run side by side.
 os.environ['OMP_NUM_THREADS'] = '1'
+
+# The suite tests the CPU, where a command gives the same bits again; test_gpu.py takes the GPU back
+# for its own processes. Kept in the environment, as the processes of pytest-xdist inherit it.
+os.environ.setdefault('GPU_OF_TESTS', os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))
+os.environ['CUDA_VISIBLE_DEVICES'] = ''

@@ -371,7 +371,8 @@ def test_the_last_smaller_batch_is_kept_and_means_weigh_by_samples(monkeypatch):
         torch.zeros(10, 8, 8, 3, dtype=torch.uint8), torch.arange(10), list(range(10))
     )
     opt = cifar.complete(cifar.parser.parse_args(['--batch_size', '4', '--epochs', '1']))
-    stats = cifar.train_epoch(1, loss_of, train_set, {'w': w}, torch.optim.SGD([w], 0.1), opt)
+    step = cifar.make_step(loss_of, train_set, {'w': w}, torch.optim.SGD([w], 0.1), opt)
+    stats = cifar.train_epoch(1, step, train_set, opt)
     assert sizes == [4, 4, 2]
     assert stats['train_loss'] == pytest.approx((16 + 16 + 4) / 10) and stats[
         'train_acc'
@@ -390,8 +391,9 @@ def test_the_beta_of_the_epoch_is_what_the_loss_gets():
     train_set = data.ImageSet(images, torch.arange(4), list(range(4)))
     words = ['--teacher_id', 't', '--beta', '100', '--beta_decay', 'linear', '--epochs', '3']
     opt = cifar.complete(cifar.parser.parse(words)[0])
+    step = cifar.make_step(loss_of, train_set, {'w': w}, torch.optim.SGD([w], 0.1), opt)
     for epoch in 1, 2, 3:
-        cifar.train_epoch(epoch, loss_of, train_set, {'w': w}, torch.optim.SGD([w], 0.1), opt)
+        cifar.train_epoch(epoch, step, train_set, opt)
     assert seen == [100, 50, 0]
 
 
@@ -1002,7 +1004,6 @@ def test_a_mistake_ends_the_command_with_status_2(home):
     assert 'nobody' in refused(home, '--teacher_id', 'nobody')
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
 def test_a_gpu_that_is_not_there_is_named(home, capsys, monkeypatch):
     for options, named in (
         (['--gpu_id', '7'], '--gpu_id 7'),
