@@ -6,6 +6,7 @@
 #   DATAROOT=~/data where the CIFAR files are, or go; a folder with train/CLASS/* and test/CLASS/* is used as it is
 #   LOGS=DIR        where the runs go                                 EXTRA="--dtype bfloat16 --compile"   options that each run ends with
 #   JOBS=2          runs side by side, each on a GPU of its own where there are several; what they print is then in LOGS/NAME.out
+#                   (on one GPU start nvidia-cuda-mps-control -d before, or they take turns)
 #   ONLY="wrn_* *_from_wrn_16_2*"   only the runs whose names match one of these patterns
 #   DRY_RUN=1       print the commands, and do nothing                PYTHON, VENV: see setup.sh
 #

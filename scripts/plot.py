@@ -166,9 +166,15 @@ def table(runs) -> str:
     rows = [['net', 'parameters', 'epochs', 'test error', 'time']]
     for label, run in runs.items():
         parameters = '?' if run['n_parameters'] is None else f'{run["n_parameters"]:,}'
-        epochs, error = f'{run["epoch"][-1]:g}', f'{run["test"][-1]:.2f} %'
-        rows.append([label, parameters, epochs, error, clock(run['time'])])
+        error = f'{run["test"][-1]:.2f} %'
+        rows.append([label, parameters, epochs_done(run), error, clock(run['time'])])
     return markdown(rows)
+
+
+def epochs_done(run) -> str:
+    """'200', or '181 of 200' of a run that is not finished."""
+    last, epochs = run['epoch'][-1], run['epochs']
+    return f'{last:g} of {epochs:g}' if last < epochs else f'{last:g}'
 
 
 def markdown(rows: list) -> str:
@@ -218,7 +224,8 @@ def draw_curves(axes, runs, colours, alpha=1.0):
     solid = {'linewidth': 0.4 + 1.4 * alpha, 'alpha': alpha, 'markersize': 3}
     solid['marker'] = 'o' if few else None
     for colour, (label, run) in zip(colours, runs.items()):
-        label = f'{label}: {run["test"][-1]:.2f} %'.replace('$', r'\$')
+        unfinished = f' (epoch {epochs_done(run)})' if run['epoch'][-1] < run['epochs'] else ''
+        label = f'{label}: {run["test"][-1]:.2f} %{unfinished}'.replace('$', r'\$')
         axes.plot(run['epoch'], run['train'], color=colour, **dashed)
         axes.plot(run['epoch'], run['test'], color=colour, label=label, **solid)
     axes.set(xlabel='epoch', ylabel='error, %')

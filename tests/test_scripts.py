@@ -10,6 +10,7 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -38,6 +39,7 @@ def make_run(folder, seed=0, epochs=3, classes=data.SHAPES):
             'width': 1.0,
             'dataset': 'shapes',
             'epoch': epoch,
+            'epochs': epochs,
             'train_acc': 50.0 + 3 * epoch,
             'test_acc': 40.0 + 3 * epoch + seed,
             'n_parameters': 77850,
@@ -106,6 +108,17 @@ def test_plot_shows_the_runs_and_tells_where_they_ended(tmp_path, capsys):
     image = picture(tmp_path / 'new' / 'curves.png')
     colours = {tuple(c) for c in image.reshape(-1, 3)}
     assert {(180, 119, 31), (14, 127, 255)} <= colours  # the first two of tab10, in BGR
+
+
+def test_plot_says_which_runs_are_not_finished(tmp_path, capsys):
+    run = make_run(tmp_path / 'run')
+    lines = (run / 'log.txt').read_text().splitlines(keepends=True)
+    (run / 'log.txt').write_text(''.join(lines[:-1]))
+    svg = tmp_path / 'a.svg'
+    with matplotlib.rc_context({'svg.fonttype': 'none'}):
+        plot.main([str(run), '--save', str(svg)])
+    assert '| 2 of 3 |' in capsys.readouterr().out
+    assert '% (epoch 2 of 3)' in svg.read_text()
 
 
 def test_plot_writes_svg_the_same_each_time(tmp_path):
