@@ -653,17 +653,34 @@ def blocks_of_readme():
 
 
 def test_the_lines_of_readme_name_what_a_net_sees(tmp_path, monkeypatch, capsys):
+    """The block of README is run as it stands, on a net whose weights are in docs/."""
     (code,) = [block for block in blocks_of_readme() if 'load_net' in block]
-    make_run(tmp_path / 'logs/at_16_1_16_2')
+    (path,) = re.findall(r"load_net\('(.*)'\)", code)
     image = data.open_sets('shapes', '')[1]()[1].images[3].numpy()
     cv2.imwrite(str(tmp_path / 'horse.png'), image[:, :, ::-1])
+    (tmp_path / 'docs').symlink_to(ROOT / 'docs')
     monkeypatch.chdir(tmp_path)
     scope = {}
     exec(code, scope)  # noqa: S102  as a reader would paste it
-    f, params, _ = resnet.load_net('logs/at_16_1_16_2')
+    f, params, records = resnet.load_net(ROOT / path)
     expected, _ = f(data.normalize(torch.from_numpy(image)[None]), params, False)
     assert torch.equal(scope['logits'], expected)
-    assert capsys.readouterr().out == f'{data.SHAPES[expected.argmax()]}\n'
+    assert capsys.readouterr().out == f'{records[0]["classes"][expected.argmax()]}\n'
+
+
+def test_the_nets_in_docs_are_those_of_their_logs():
+    folders = [file.parent for file in (ROOT / 'docs/logs/epochs200').glob('*/model.hkl')]
+    assert len(folders) == 5
+    for folder in folders:
+        f, params, records = resnet.load_net(folder)
+        first, last = records[0], records[-1]
+        assert resnet.same_shape(params, first['depth'], first['width'])
+        trained = sum(v.numel() for k, v in params.items() if not utils.is_statistic(k))
+        assert trained == last['n_parameters']
+        assert (last['epoch'], last['epochs'], len(records)) == (200, 200, 200)
+        assert first['epoch_step'] == [60, 120, 160] and first['lr'] == 0.1
+        logits, _ = f(torch.zeros(1, 3, 32, 32), params, False)
+        assert logits.shape == (1, 10) and logits.isfinite().all()
 
 
 def test_the_loop_of_readme_trains_any_module():
