@@ -1176,19 +1176,22 @@ def compiled(f, opt, device):
 
 class Graphed:
     """step(*tensors) -> tensor on a GPU, played back as a CUDA graph: the same kernels on the same
-    memory, of a small net's step hundreds, which Python takes longer to launch than the GPU to run.
+    memory, launched at once. A small net's step is hundreds of kernels, which Python takes longer
+    to launch than the GPU to run.
 
     The first calls run as they are, then one is recorded. Inputs of another shape than the first
     ones run as they are too. What else the step reads must stay where it is; numbers of Python's,
-    such as a learning rate, stay what they were.
+    such as a learning rate, stay what they were. The memory of the recording is its own: what runs
+    in between, such as that of other shapes, takes more.
     """
 
     WARM_UP = 3  # calls in which kernels are compiled and chosen, and the momentum is made
+    # Backward runs on the stream of its forward, so that all calls are on one.
+    stream = None
 
     def __init__(self, step):
         self.step, self.inputs, self.graph, self.calls = step, None, None, 0
-        # Autograd goes on on the stream where it began, so that all calls are on one.
-        self.stream = torch.cuda.Stream()
+        Graphed.stream = Graphed.stream or torch.cuda.Stream()
 
     def __call__(self, *inputs):
         if self.inputs is None:

@@ -168,6 +168,10 @@ def choose_set(opt, nets):
     run = first_record(nets)
     dataset = opt.dataset or (run['dataset'] if run.get('dataset') in DATASETS else 'shapes')
     logged = run.get('dataroot') if isinstance(run.get('dataroot'), str) else None
+    if logged and dataset == 'folder' and not opt.dataroot and not Path(logged).is_dir():
+        raise UserError(
+            f'--weights {opt.weights[0]}: its images, {logged}, are not there; give their folder, --dataroot, or --images'
+        )
     return dataset, opt.dataroot or logged or '.'
 
 

@@ -270,7 +270,7 @@ def bound(opt, dtype, compiled):
     def play():
         for func, args, kwargs in calls:
             func(*args, **kwargs)
-        return args[0]
+        return args[0]  # Graphed wants a tensor
 
     # Else a GPU would wait for Python.
     play = utils.Graphed(play) if calls[0][1][0].is_cuda else play
@@ -415,7 +415,9 @@ def measure(opt):
             start = time.perf_counter()
             running[name].ask(opt.steps, watched=True)  # starts and compiles
             running[name].start_time = time.perf_counter() - start
-            running[name].ask(opt.steps, watched=True)
+            # Until nothing is recorded any more, either.
+            for _ in range(1 + utils.Graphed.WARM_UP // opt.steps):
+                running[name].ask(opt.steps, watched=True)
         for i in range(opt.rounds):
             for name in opt.only[:: -1 if i % 2 else 1]:
                 time.sleep(0.1)  # the threads of the one before go to sleep

@@ -256,6 +256,14 @@ def test_agreement_on_a_folder_of_small_images(tmp_path, capsys):
     assert 'light/2.png' in refused(attention.main, command, capsys)
 
 
+def test_images_of_a_run_that_are_not_here_are_named(tmp_path, capsys):
+    run = make_run(tmp_path / 'run')
+    record = utils.read_log(run / 'log.txt')[0] | {'dataset': 'folder', 'dataroot': '/nowhere'}
+    (run / 'log.txt').write_text(utils.json_stats(record) + '\n')
+    error = refused(attention.main, ['--weights', run, '--save', tmp_path / 'a.png'], capsys)
+    assert f'--weights {run}: its images, /nowhere, are not there' in error
+
+
 # ------------------------ the picture
 
 

@@ -1070,6 +1070,18 @@ def test_a_log_with_odd_values_is_named_by_evaluate(home, capsys, monkeypatch):
         assert error.count('\n') == 1 and f'give --{name}' in error and str(value) in error
 
 
+def test_images_of_a_run_that_are_not_here_are_named_by_evaluate(home, capsys, monkeypatch):
+    folder = home / 'logs' / 'moved'
+    shutil.copytree(home / 'logs/teacher', folder)
+    record = utils.read_log(folder / 'log.txt')[0] | {'dataroot': '/nowhere/set'}
+    (folder / 'log.txt').write_text(utils.json_stats(record) + '\n')
+    monkeypatch.chdir(home)
+    assert utils.call_main(cifar.main, ['--evaluate', str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and 'its images, /nowhere/set, are not there' in error
+    assert utils.call_main(cifar.main, ['--evaluate', str(folder), '--dataroot', 'set']) == 0
+
+
 def test_what_may_not_be_read_is_named(home, tmp_path):
     as_nobody = ['setpriv', '--reuid=65534', '--clear-groups'] if os.geteuid() == 0 else []
     try:

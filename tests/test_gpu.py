@@ -152,17 +152,8 @@ def test_photographs_on_the_gpu(environment, tmp_path):
     make_photographs(tmp_path / 'set')
     torch.manual_seed(0)
     utils.save_params(tmp_path / 'teacher.hkl', resnet.resnet(34, 0.25, 3)[1])
-    options = ['--imagenetpath', 'set', '--image_size', '64', '--width', '0.25']
-    options += [
-        '--batch_size',
-        '12',
-        '--epochs',
-        '2',
-        '--lr',
-        '1e-3',
-        '--teacher_params',
-        'teacher.hkl',
-    ]
+    words = '--imagenetpath set --image_size 64 --width 0.25 --batch_size 12 --epochs 2 --lr 1e-3'
+    options = [*words.split(), '--teacher_params', 'teacher.hkl']
     for name, more in ('float', []), ('fast', ['--compile', '--dtype', 'bfloat16']):
         run = python(
             environment, ROOT / 'imagenet.py', *options, *more, '--save', name, cwd=tmp_path
