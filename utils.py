@@ -1170,6 +1170,8 @@ def compiled(f, opt, device):
     opt.compile = opt.compile and compiler_works(device)
     if not opt.compile:
         return f
+    # A GPU's compiler would have float32 be less than that.
+    warnings.filterwarnings('ignore', 'TensorFloat32 tensor cores')
     # Each batch shape by itself, so that a resumed run runs the same graphs.
     return torch.compile(f, dynamic=False)
 
