@@ -467,11 +467,9 @@ def evaluate(opt, given):
                     f'--evaluate {opt.evaluate}: its log has {name} {str(records[0][name])[:60]!r}; give --{name}'
                 )
             setattr(opt, name, records[0][name])
-    given_here = 'dataroot' in given or opt.dataset != 'folder'
-    if not given_here and not os.path.isdir(opt.dataroot):
-        raise UserError(
-            f'--evaluate {opt.evaluate}: its images, {opt.dataroot}, are not there; give their folder, --dataroot, or another set, --dataset'
-        )
+    if opt.dataset == 'folder' and 'dataroot' not in given:
+        others = 'another set, --dataset'
+        utils.check_logged_folder(f'--evaluate {opt.evaluate}', 'images', opt.dataroot, others)
     classes, load = data.open_sets(opt.dataset, opt.dataroot, opt.nthread)
     utils.check_classes(f'--evaluate {opt.evaluate}', params, records, classes)
     _, test_set = load_sets(load, opt)

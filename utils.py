@@ -671,6 +671,15 @@ def same_classes(params: dict, records: list, classes: list) -> bool:
     return len(params['fc.bias']) == len(classes) and class_names(records) in ([], classes)
 
 
+def check_logged_folder(source: str, what: str, folder, others: str) -> None:
+    """Raises UserError if the folder that a run's log names for its images (`what`) is not here;
+    `source` is the option that named the run, `others` what may be given in place of --dataroot."""
+    if not os.path.isdir(folder):
+        raise UserError(
+            f'{source}: its {what}, {folder}, are not there; give their folder, --dataroot, or {others}'
+        )
+
+
 def check_classes(option: str, params: dict, records: list, classes: list) -> None:
     """Raises UserError if the outputs of a net do not mean `classes`."""
     if not same_classes(params, records, classes):

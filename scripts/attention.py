@@ -168,10 +168,8 @@ def choose_set(opt, nets):
     run = first_record(nets)
     dataset = opt.dataset or (run['dataset'] if run.get('dataset') in DATASETS else 'shapes')
     logged = run.get('dataroot') if isinstance(run.get('dataroot'), str) else None
-    if logged and dataset == 'folder' and not opt.dataroot and not Path(logged).is_dir():
-        raise UserError(
-            f'--weights {opt.weights[0]}: its images, {logged}, are not there; give their folder, --dataroot, or --images'
-        )
+    if logged and dataset == 'folder' and not opt.dataroot:
+        utils.check_logged_folder(f'--weights {opt.weights[0]}', 'images', logged, '--images')
     return dataset, opt.dataroot or logged or '.'
 
 
@@ -217,10 +215,8 @@ def scan_photographs(opt, run):
     """{class: [files]} of val/ of a run of imagenet.py. Sets --image_size to the side that it is
     tested at where it was not given."""
     root, run_folder = opt.dataroot or str(run['imagenetpath']), opt.weights[0]
-    if not opt.dataroot and not Path(root).is_dir():
-        raise UserError(
-            f'--weights {run_folder}: its photographs, {root}, are not there; give their folder, --dataroot, or --images'
-        )
+    if not opt.dataroot:
+        utils.check_logged_folder(f'--weights {run_folder}', 'photographs', root, '--images')
     opt.image_size = side_of(opt, run)
     option = '--dataroot' if opt.dataroot else f'--weights {run_folder}: its --imagenetpath'
     return data.scan_photographs(root, option)[1]

@@ -11,6 +11,7 @@ import torch
 
 import resnet
 import utils
+from test_cifar import log_of
 from test_imagenet import make_photographs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,17 +51,8 @@ def cifar(environment, home, *options):
     return done
 
 
-def records(folder):
-    lines = (folder / 'log.txt').read_text().splitlines()
-    return [json.loads(line.partition(': ')[2]) for line in lines]
-
-
 def measured(folder):
-    """The log without times and without what two runs must differ in."""
-    drop = {'save', 'device', 'compile'}
-    return [
-        {k: v for k, v in r.items() if k not in drop and 'time' not in k} for r in records(folder)
-    ]
+    return log_of(folder, drop=('save', 'device', 'compile'))
 
 
 def test_a_step_played_back_trains_as_the_step_itself(environment):
@@ -159,7 +151,7 @@ def test_photographs_on_the_gpu(environment, tmp_path):
             environment, ROOT / 'imagenet.py', *options, *more, '--save', name, cwd=tmp_path
         )
         assert run.returncode == 0, run.stderr[-2000:]
-    a, b = (records(tmp_path / name) for name in ('float', 'fast'))
+    a, b = (utils.read_log(tmp_path / name / 'log.txt') for name in ('float', 'fast'))
     assert b[0]['train_loss'] == pytest.approx(a[0]['train_loss'], rel=5e-2)
     tested = python(
         environment, ROOT / 'imagenet.py', *options[:4], '--evaluate', 'float', cwd=tmp_path
