@@ -1,5 +1,7 @@
-"""Everything between disk and batch: small images, whole sets of them in memory as uint8;
-photographs, decoded as they are needed; and their augmentation."""
+"""Small images: sets in memory as uint8, decoding, augmentation of whole batches, seeds.
+
+support/photographs.py loads photographs, with the decoding and the seeds of this file.
+"""
 
 import contextlib
 import functools
@@ -10,7 +12,7 @@ import os
 import re
 import socket
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,23 +21,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-# CIFAR-10's mean and standard deviation in units of a byte, as published; for every set of small
-# images.
+from support.program import UserError
+
+# CIFAR-10's mean and standard deviation of a byte, as published; used for all small images.
 MEAN = (125.3, 123.0, 113.9)
 STD = (63.0, 62.1, 66.7)
-# The same of ImageNet: .485 .456 .406 and .229 .224 .225 of 255.
+# ImageNet's: .485 .456 .406 and .229 .224 .225 of 255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-
-
-class UserError(ValueError):
-    """A mistake in the user's data. utils.call_main tells it as it tells its own UserError, by the
-    `status`: neither file imports the other."""
-
-    status = 2
 
 
 class BrokenImage(UserError):
@@ -55,12 +50,15 @@ class ImageSet(NamedTuple):
 
 
 def open_sets(dataset: str, dataroot, nthread: int = 0) -> tuple[list, Callable]:
-    """(class names, load), where load() -> (train, test) ImageSets; what can be checked without
-    decoding is checked at once.
+    """(class names, load), where load() -> (train, test) ImageSets. Checks at once what needs no
+    decoding.
 
-    dataset: CIFAR10 or CIFAR100 in torchvision's files below dataroot, fetched where there is a
-    network; folder, of dataroot/train/CLASS/* and dataroot/test/CLASS/* (or val); or shapes, drawn
-    here. nthread: decoding threads, 0: one a core. Raises UserError that names the file or folder.
+    dataset  CIFAR10 or CIFAR100: torchvision's files in dataroot, downloaded if missing
+             folder: dataroot/train/CLASS/* and dataroot/test/CLASS/* (or val)
+             shapes: drawn here
+    nthread  decoding threads, 0: one a core
+
+    Raises UserError that names the file or folder.
     """
     if dataset == 'shapes':
         return SHAPES, lambda: (draw_shapes(SHAPES_TRAIN, seed=0), draw_shapes(SHAPES_TEST, seed=1))
@@ -80,7 +78,7 @@ def torchvision_set(dataset, dataroot, train):
     bar = contextlib.redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO())
     timeout = socket.getdefaulttimeout()
     try:
-        socket.setdefaulttimeout(30)  # a network that swallows everything is none
+        socket.setdefaulttimeout(30)  # some networks drop packets without an answer
         with bar:
             raw = kind(root, train=train, download=True)
     except (OSError, RuntimeError) as e:
@@ -100,16 +98,18 @@ def torchvision_set(dataset, dataroot, train):
 
 
 def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
-    """(the rest, n images held out): each class gives its share, always the same images.
+    """(the rest, n held-out images) of a training set: stratified, always the same images.
 
-    For choosing constants without a look at the test set."""
+    For choosing constants without the test set.
+    """
     counts = torch.bincount(train.labels, minlength=len(train.classes))
     exact = counts.double() * n / len(train.labels)
     share = exact.floor().long()
     share[(exact - share).argsort(descending=True, stable=True)[: n - int(share.sum())]] += 1
     if share.min() < 1 or (counts - share).min() < 1:
         raise UserError(
-            f'--validate {n}: must leave images of each of {len(train.classes)} classes on both sides ({len(train.labels)} in all)'
+            f'--validate {n}: must leave images of each of {len(train.classes)} classes '
+            f'on both sides ({len(train.labels)} in all)'
         )
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(train.labels)))
     out = torch.zeros(len(train.labels), dtype=torch.bool)
@@ -123,16 +123,17 @@ def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
 
 
 def scan_folder(dataroot, option='--dataroot', tests=('test', 'val')) -> tuple[dict, dict]:
-    """{class: [files]} of dataroot/train and of the first of dataroot/`tests` that is there,
-    classes and files sorted by name. Raises UserError if one is missing or empty, there is one
-    class only, or the two have different classes."""
+    """{class: [files]} of dataroot/train and of the first of dataroot/`tests` that exists, sorted
+    by name. Raises UserError if a folder is missing or empty, there is one class only, or the two
+    have different classes."""
     root = Path(dataroot)
     found = [name for name in tests if os.path.isdir(root / name)]
     sets = []
     for folder in root / 'train', root / (found[0] if found else tests[0]):
         if not os.path.isdir(folder):
             raise UserError(
-                f'{option} {root}: there is no folder {folder} (wanted: train/CLASS/* and {" or ".join(tests)}/CLASS/*)'
+                f'{option} {root}: there is no folder {folder} '
+                f'(wanted: train/CLASS/* and {" or ".join(tests)}/CLASS/*)'
             )
         try:
             sets.append(_scan(folder))
@@ -141,14 +142,10 @@ def scan_folder(dataroot, option='--dataroot', tests=('test', 'val')) -> tuple[d
     if list(sets[0]) != list(sets[1]):
         odd = sorted(set(sets[0]) ^ set(sets[1]))
         raise UserError(
-            f'{option} {root}: train and {found[0]} have different classes: {", ".join(odd[:5])} only in one of them'
+            f'{option} {root}: train and {found[0]} have different classes: '
+            f'{", ".join(odd[:5])} only in one of them'
         )
     return sets[0], sets[1]
-
-
-def scan_photographs(root, option='--imagenetpath') -> tuple[dict, dict]:
-    """The same of root/train and root/val, as ImageNet is laid out, or root/test."""
-    return scan_folder(root, option, ('val', 'test'))
 
 
 def _scan(folder):
@@ -156,7 +153,7 @@ def _scan(folder):
         with os.scandir(path) as found:
             return sorted((e for e in found if not e.name.startswith('.')), key=lambda e: e.name)
 
-    # Names, not Paths: a million of them is usual.
+    # Names instead of Paths, because ImageNet has a million.
     files = {d.name: [f.path for f in entries(d.path)] for d in entries(folder) if d.is_dir()}
     if len(files) < 2:
         raise UserError(f'{folder}: has {len(files)} class folders; at least 2 are needed')
@@ -173,7 +170,9 @@ def decode_sets(train, test, nthread=0):
     for file, image in zip(files, images):
         if image.shape != size:
             raise UserError(
-                f'{file}: is {image.shape[1]}x{image.shape[0]}, most images are {size[1]}x{size[0]}; all must have one size (imagenet.py takes photographs of any)'
+                f'{file}: is {image.shape[1]}x{image.shape[0]}, '
+                f'most images are {size[1]}x{size[0]}; '
+                'all must have one size (imagenet.py takes photographs of any)'
             )
     sets, start = [], 0
     for split in train, test:
@@ -185,27 +184,17 @@ def decode_sets(train, test, nthread=0):
 
 
 def decode_all(files, nthread=0) -> list:
-    """uint8 [H, W, 3] RGB arrays of image files, decoded as in_threads. Raises UserError that names
-    the first broken file."""
+    """uint8 [H, W, 3] RGB arrays of image files. Raises UserError that names the first broken
+    file."""
     return in_threads(decode, files, 'decoding', nthread, chunk=256)
 
 
-def find_faults(files, nthread=0) -> list:
-    """What is wrong with each of the image files, None where it can be decoded."""
-
-    def fault(file):
-        try:
-            decode(file)
-        except UserError as e:
-            return str(e)
-
-    return in_threads(fault, files, 'checking', nthread)
-
-
 def in_threads(work, items, doing: str, nthread=0, chunk=1) -> list:
-    """[work(item) for each of `items`], images, on nthread threads (0: one a core), which take
-    `chunk` of them at a time, under a progress bar. What work raises first comes out here, and what
-    has not begun by then never does."""
+    """[work(item) for item in items] on nthread threads (0: one a core), with a progress bar.
+
+    A thread takes `chunk` items at a time. The first exception is raised here and cancels the
+    chunks that have not started.
+    """
     chunks = [items[i : i + chunk] for i in range(0, len(items), chunk)]
     results = []
     with (
@@ -224,18 +213,19 @@ def in_threads(work, items, doing: str, nthread=0, chunk=1) -> list:
 
 
 def progress(images: int, doing: str, **options) -> tqdm:
-    """A progress bar; without `disable` it is shown where it goes to a terminal."""
+    """A tqdm bar that counts images, shown only on a terminal."""
     options = {'disable': None} | options
     return tqdm(total=images, desc=doing, unit=' images', leave=False, **options)
 
 
 def cores() -> int:
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def decode(file) -> np.ndarray:
-    """uint8 [H, W, 3] RGB of one image file, turned as its EXIF says. Raises UserError if it is
-    broken or cut off."""
+    """uint8 [H, W, 3] RGB of an image file, rotated by its EXIF orientation. Raises UserError if it
+    is broken or cut off."""
     return cv2.cvtColor(decode_bgr(file, read_image(file)), cv2.COLOR_BGR2RGB)
 
 
@@ -251,7 +241,8 @@ def read_image(file) -> bytes:
     return raw
 
 
-def decode_bgr(file, raw, flags=cv2.IMREAD_COLOR):
+def decode_bgr(file, raw: bytes, flags=cv2.IMREAD_COLOR) -> np.ndarray:
+    """uint8 [H, W, 3] BGR of the bytes of an image file. Raises BrokenImage."""
     try:
         image = cv2.imdecode(np.frombuffer(raw, np.uint8), flags) if raw else None
     except cv2.error:
@@ -262,8 +253,7 @@ def decode_bgr(file, raw, flags=cv2.IMREAD_COLOR):
 
 
 def is_cut_off(raw: bytes) -> bool:
-    """Whether a JPEG, PNG, WebP or BMP ends too early. Decoders fill what is missing with grey and
-    do not tell."""
+    """Whether a JPEG, PNG, WebP or BMP ends too early, where decoders silently fill in grey."""
     if raw[:2] == b'\xff\xd8':
         return not _jpeg_ends(raw)
     if raw[:8] == b'\x89PNG\r\n\x1a\n':
@@ -279,8 +269,8 @@ MARKER = re.compile(rb'\xff[^\x00\x01\xd0-\xd7\xff]')  # neither a stuffed byte 
 
 
 def jpeg_segments(raw):
-    """(marker, position of the segment's data) of a JPEG, from marker to marker: what lies inside a
-    segment, such as a thumbnail with markers of its own, is passed over."""
+    """Yield (marker, position of the segment's data) of a JPEG. Skips the inside of segments, such
+    as a thumbnail with markers of its own."""
     at = 2
     while found := MARKER.search(raw, at):
         yield found.group()[1], found.end() + 2
@@ -288,14 +278,14 @@ def jpeg_segments(raw):
 
 
 def _jpeg_ends(raw):
-    # Nearly all end with the marker of the end; after it others have bytes that are none of its.
+    # Some files have other bytes after the end marker.
     return raw.endswith(b'\xff\xd9') or any(marker == 0xD9 for marker, _ in jpeg_segments(raw))
 
 
 @contextlib.contextmanager
 def quiet_decoders():
-    """Keeps what image libraries write to file descriptor 2 off the terminal; yields a stream that
-    still reaches it, which is sys.stderr in the meantime."""
+    """Silence what image libraries write to file descriptor 2. Yields a stream that still reaches
+    the terminal; sys.stderr is that stream in the meantime."""
     sys.stderr.flush()
     with os.fdopen(os.dup(2), 'w') as stderr, open(os.devnull, 'w') as null:
         os.dup2(null.fileno(), 2)
@@ -311,18 +301,19 @@ def quiet_decoders():
 
 @functools.lru_cache(64)
 def seed_of(*what) -> int:
-    """A 63-bit seed for a purpose, as seed_of(0, 'order', 3): other words, independent draws."""
+    """A 63-bit seed for one purpose, such as seed_of(0, 'order', 3). Different arguments give
+    independent draws."""
     return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], 'little') >> 1
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order of n samples in an epoch, int64 [n]."""
+    """The order of n samples in an epoch: int64 [n]."""
     return torch.from_numpy(np.random.default_rng(seed_of(seed, 'order', epoch)).permutation(n))
 
 
 def crop_and_flip(n: int, seed: int, epoch: int, pad: int) -> torch.Tensor:
-    """int64 [n, 3]: for sample i of an epoch the crop's offset down and right, each uniform in 0 ..
-    2 pad, and whether it is flipped. A row is a function of (seed, epoch, i) alone, whatever n."""
+    """int64 [n, 3]: for each sample of an epoch the crop's offset down and right, uniform in 0 ..
+    2 pad, and whether it is flipped. Row i is a function of (seed, epoch, i) alone."""
     key = np.uint64(seed_of(seed, 'crop and flip', epoch))
     samples, columns = _mix(np.arange(n, dtype=np.uint64) + key), []
     for j, choices in enumerate((2 * pad + 1, 2 * pad + 1, 2)):
@@ -332,7 +323,7 @@ def crop_and_flip(n: int, seed: int, epoch: int, pad: int) -> torch.Tensor:
 
 
 def uniforms(count: int, seed: int, epoch: int, index: int) -> np.ndarray:
-    """float64 [count], uniform in [0, 1): the draws of sample `index` in an epoch, a function of
+    """float64 [count] in [0, 1): the draws of photograph `index` in an epoch, a function of
     (seed, epoch, index) alone."""
     key = np.uint64(seed_of(seed, 'photographs', epoch))
     sample = _mix(np.full(1, index, np.uint64) + key)
@@ -347,175 +338,6 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-# ------------------------ photographs: decoded, cropped and resized as they are needed
-
-
-def jpeg_size(raw: bytes):
-    """(height, width) of a JPEG as it is seen, once turned as its EXIF says; None where its header
-    does not tell."""
-    if raw[:2] != b'\xff\xd8':
-        return None
-    turned = False
-    for marker, at in jpeg_segments(raw):
-        if marker == 0xE1 and raw[at : at + 6] == b'Exif\0\0':
-            turned = exif_orientation(raw[at + 6 : at + 6 + 65536]) >= 5
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (int.from_bytes(raw[at + i : at + i + 2], 'big') for i in (1, 3))
-            return ((width, height) if turned else (height, width)) if height and width else None
-        elif marker == 0xDA:
-            break
-    return None
-
-
-def exif_orientation(tiff: bytes) -> int:
-    """The orientation, 1 to 8, of an EXIF block; 1 where it does not tell."""
-    order = {b'II': 'little', b'MM': 'big'}.get(tiff[:2])
-    if order is None:
-        return 1
-    start = int.from_bytes(tiff[4:8], order)
-    for i in range(int.from_bytes(tiff[start : start + 2], order)):
-        entry = tiff[start + 2 + 12 * i : start + 14 + 12 * i]
-        if int.from_bytes(entry[:2], order) == 0x0112:
-            value = int.from_bytes(entry[8:10], order)
-            return value if 1 <= value <= 8 else 1
-    return 1
-
-
-def random_crop(height: int, width: int, u) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of RandomResizedCrop's crop: 8 to 100 % of the area, ratio 3/4 to
-    4/3, as torchvision draws it, from 22 numbers u in [0, 1)."""
-    for i in range(10):
-        area = height * width * (0.08 + 0.92 * u[2 * i])
-        ratio = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * u[2 * i + 1])
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(u[20] * (height - h + 1)), int(u[21] * (width - w + 1)), h, w
-    w, h = min(width, round(height * 4 / 3)), min(height, round(width / (3 / 4)))
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
-REDUCED = {
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
-
-
-def decode_part(file, box, size: tuple[int, int]) -> np.ndarray:
-    """uint8 BGR: the part box(height, width) -> (top, left, height, width) of an image file, to be
-    resized to about `size`. A JPEG is decoded at a half, a quarter or an eighth where the part has
-    at least `size` pixels then. Raises UserError as `decode`."""
-    raw = read_image(file)
-    shape, image = jpeg_size(raw), None
-    if shape is None:
-        image = decode_bgr(file, raw)
-        shape = image.shape[:2]
-    top, left, height, width = box(*shape)
-    if image is None:
-        fits = [k for k in REDUCED if height >= k * size[0] and width >= k * size[1]]
-        image = decode_bgr(file, raw, REDUCED[fits[-1]] if fits else cv2.IMREAD_COLOR)
-    down, right = image.shape[0] / shape[0], image.shape[1] / shape[1]  # 1, or about 1/2, 1/4, 1/8
-    top, bottom = round(top * down), round((top + height) * down)
-    left, right = round(left * right), round((left + width) * right)
-    return image[top : max(bottom, top + 1), left : max(right, left + 1)]
-
-
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] to (height, width), bilinear; what shrinks is antialiased as PIL does it, so
-    that a net sees the same whatever loaded its images. OpenCV's own way to antialias takes twice
-    the time."""
-    if image.shape[:2] == size:
-        return image
-    if image.shape[0] <= size[0] and image.shape[1] <= size[1]:
-        return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    x = torch.from_numpy(image).permute(2, 0, 1)[None]
-    return F.interpolate(x, size, mode='bilinear', antialias=True)[0].permute(1, 2, 0).numpy()
-
-
-def train_view(file, size: int, seed: int, epoch: int, index: int, out=None) -> np.ndarray:
-    """uint8 [size, size, 3] RGB: random crop and flip of photograph `index`, a function of (seed,
-    epoch, index)."""
-    u = uniforms(23, seed, epoch, index)
-    image = resize(decode_part(file, lambda h, w: random_crop(h, w, u), (size, size)), (size, size))
-    image = cv2.flip(image, 1) if u[22] < 0.5 else image
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
-
-
-def plain_train_view(file, size: int, seed: int, epoch: int, index: int, out=None) -> np.ndarray:
-    """uint8 [size, size, 3] RGB: a crop at a random place, and flip, of photograph `index` whose
-    shorter side was made size * 256 / 224, as the paper fine-tunes; a function of (seed, epoch,
-    index)."""
-    u = uniforms(3, seed, epoch, index)
-    image = decode_for(file, size)
-    top, left = (int(v * (side - size + 1)) for v, side in zip(u, image.shape[:2]))
-    image = image[top : top + size, left : left + size]
-    image = cv2.flip(image, 1) if u[2] < 0.5 else image
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
-
-
-def centre_view(file, size: int, out=None) -> np.ndarray:
-    """uint8 [size, size, 3] RGB: the centre of a photograph whose shorter side was made size * 256
-    / 224, as published."""
-    image = decode_for(file, size)
-    top, left = (round((side - size) / 2) for side in image.shape[:2])
-    image = image[top : top + size, left : left + size]
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
-
-
-def decode_for(file, size: int) -> np.ndarray:
-    """uint8 BGR: a photograph, its shorter side made size * 256 / 224, for crops of `size`. Raises
-    UserError as `decode`."""
-    shorter = round(size * 256 / 224)
-    image = decode_part(file, lambda h, w: (0, 0, h, w), (shorter, shorter))
-    H, W = image.shape[:2]
-    return resize(image, (max(shorter, shorter * H // W), max(shorter, shorter * W // H)))
-
-
-def load_batches(
-    batches, view, image_size: int, nthread: int = 0, ahead: int = 3, pin: bool = False
-):
-    """Yields (batch, uint8 [B, image_size, image_size, 3]) for each of `batches`, in their order.
-
-    batches  iterable of sequences; view(item, out) fills `out`, uint8 [image_size, image_size, 3]
-    nthread  decoding threads (0: one a core); OpenCV decodes outside of Python's lock, so that
-             processes gain nothing
-    ahead    batches that are decoded or being decoded before they are asked for: memory is bounded
-             by ahead + 1 of them
-    pin      in memory from which a copy to a GPU runs beside its work
-
-    What a view raises comes out here."""
-    cv2.setNumThreads(1)  # the threads are ours: an image each
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is broken, we tell
-    pool, waiting = ThreadPoolExecutor(nthread or cores()), deque()
-
-    def work(items, out):
-        for item, o in zip(items, out):
-            view(item, o)
-
-    def start(batch):
-        size = len(batch), image_size, image_size, 3
-        images = torch.empty(size, dtype=torch.uint8, pin_memory=pin)
-        array, parts = images.numpy(), range(0, len(batch), 8)
-        jobs = [pool.submit(work, batch[i : i + 8], array[i : i + 8]) for i in parts]
-        waiting.append((batch, images, jobs))
-
-    def finish():
-        batch, images, jobs = waiting.popleft()
-        for job in jobs:
-            job.result()
-        return batch, images
-
-    try:
-        for batch in batches:
-            start(batch)
-            if len(waiting) > ahead:
-                yield finish()
-        while waiting:
-            yield finish()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 # ------------------------ batches, on the training device
 
 
@@ -523,10 +345,10 @@ def augment(
     images: torch.Tensor, index: torch.Tensor, draws: torch.Tensor, pad: int
 ) -> torch.Tensor:
     """Reflect-pad, crop and flip images[index]: uint8 [N, H, W, 3] -> [B, H, W, 3], on the device
-    that holds them.
+    of the images.
 
-    draws: int64 [B, 3], rows of crop_and_flip. Nothing is padded: each output pixel is fetched from
-    where reflection (without repeating the border) puts it.
+    draws: int64 [B, 3], rows of crop_and_flip. No padded copy is made: each output pixel is read
+    from the position that reflection (without repeating the border) gives.
     """
     _, H, W, _ = images.shape
     rows = _reflect(torch.arange(H, device=images.device) + draws[:, 0:1] - pad, H)
@@ -542,9 +364,9 @@ def _reflect(i, n):
 
 
 def normalize(batch: torch.Tensor, mean=MEAN, std=STD) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last memory, less `mean`, over `std`,
-    in units of a byte."""
-    # Numbers, not tensors: to copy these to a GPU would wait for it at each step.
+    """(batch - mean) / std: uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels_last memory.
+    mean and std are those of a byte, 0 to 255."""
+    # Python numbers, because copying tensors to a GPU would wait for it in each step.
     channels = [(batch[..., c] - mean[c]) / std[c] for c in range(3)]
     return torch.stack(channels, -1).permute(0, 3, 1, 2)
 
@@ -583,9 +405,8 @@ SHAPES_TRAIN, SHAPES_TEST = 1000, 1000
 
 
 def draw_shapes(n: int, seed: int) -> ImageSet:
-    """n images of 32x32 pixels, of ten classes in turn: a small shape in a bright colour on a
-    textured ground, among grey shapes of any class. Who looks at the coloured one alone has it
-    easy. A flip leaves the class as it is."""
+    """n images of 32x32 pixels, of ten classes in turn: one small bright shape, which gives the
+    class, and grey shapes of any class on a textured ground. A flip does not change the class."""
     rng = np.random.default_rng(seed)
     images = np.stack([_draw_shape(i % len(SHAPES), rng) for i in range(n)])
     return ImageSet(torch.from_numpy(images), torch.arange(n) % len(SHAPES), SHAPES)
@@ -603,7 +424,7 @@ def _draw_shape(label, rng, size=32, others=5):
 
 
 def _paint(image, label, colour, rng):
-    """A shape of that class somewhere in the image, with smooth edges."""
+    """Paint a shape of that class somewhere into the image, with smooth edges."""
     radius, angle = rng.uniform(3.5, 5), rng.uniform(-0.2, 0.2)
     centre = rng.uniform(radius + 1, len(image) - radius - 1, 2)
     c, s = math.cos(angle), math.sin(angle)

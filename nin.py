@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from support.program import UserError
 from utils import (
-    UserError,
     batch_norm,
     bnparams,
     classify,
@@ -26,7 +26,7 @@ DEPTH = 10  # nine convolutions and the linear layer
 
 
 def check_nin(depth, width) -> None:
-    """Raises UserError if there is no NIN of this depth and width."""
+    """Raise UserError unless there is a NIN of this depth and width."""
     if depth != DEPTH:
         raise UserError(f'depth {depth}: a NIN has depth {DEPTH}; leave it out')
     if width != int(width) or not 1 <= width <= 4096:
@@ -37,17 +37,16 @@ def nin(
     width: int, num_classes: int, bn: bool = True, pool_relu: bool = True
 ) -> tuple[Callable, dict]:
     """NIN for small images: three groups of a 3x3 convolution and two 1x1 with `width` channels,
-    batch norm and ReLU after each; 3x3 max-pooling with stride 2 between the groups, global average
-    pooling and a linear layer at the end. Width 96 has 226 thousand parameters, width 192 895
-    thousand: the thin and the wide NIN of Table 1, whose widths and pooling the paper does not
-    state.
+    batch norm and ReLU after each. 3x3 max-pooling with stride 2 between the groups, global average
+    pooling and a linear layer at the end. The paper does not state widths and pooling; width 96
+    (226 thousand parameters) and 192 (895 thousand) fit the thin and the wide NIN of Table 1.
 
-    pool_relu False: the last convolution of each group has a bias, and neither batch norm nor ReLU,
-    so that `groups` are outputs of convolutions: the teacher of Table 3. bn False: no batch norm at
-    all, and no ReLU before pooling either: the student of Table 3. Initial values as in resnet.wrn,
+    pool_relu False: the last convolution of each group has a bias and neither batch norm nor ReLU,
+    so that `groups` are outputs of convolutions (the teacher of Table 3). bn False: no batch norm
+    at all, and no ReLU before pooling (the student of Table 3). Initial values as in resnet.wrn,
     biases 0.
 
-    Raises UserError as check_nin, or where num_classes is below 1.
+    Raises UserError as check_nin does, or if num_classes is below 1.
     """
     check_nin(DEPTH, width)
     if num_classes < 1:
@@ -71,12 +70,12 @@ def nin(
 
 
 def variant(params: dict) -> tuple[bool, bool]:
-    """(bn, pool_relu) of the NIN whose parameters these are."""
+    """(bn, pool_relu) of the NIN with these parameters."""
     return 'group0.bn0.weight' in params, 'group0.bn2.weight' in params
 
 
 def nin_function() -> Callable:
-    """The `f` of every NIN; the names tell where batch norm is."""
+    """The `f` of every NIN. The names tell which convolutions have batch norm."""
 
     def unit(x, params, base, i, training):
         padding = 0 if i else 1

@@ -1,42 +1,33 @@
 """Residual networks as functions over a flat dict of tensors.
 
-A constructor returns `(f, params)`. `params` maps names such as 'group1.block0.conv0' to tensors,
-and
+A constructor returns `(f, params)`. `params` maps names such as 'group1.block0.conv0' to tensors.
 
     logits, groups = f(x, params, training, base='')
 
-runs the net that the names spell:
-
-    x         [B, 3, H, W], any H and W; its dtype is the one that convolutions and activations
-              compute in (a float64 x needs float64 params)
-    training  True: batch norm uses the batch's statistics and updates the running ones in `params`
-              in place
-    base      a prefix of every name, so that one merged dict serves several nets
+    x         [B, 3, H, W], any H and W; convolutions and activations use its dtype (a float64 x
+              needs float64 params)
+    training  True: batch norm uses the batch's statistics and updates the running ones in place
+    base      prefix of every name, so that one merged dict serves several nets
     logits    [B, num_classes], float32 (float64 for a float64 x)
     groups    the activations at the end of each group, whose attention maps are transferred
 """
 
-import os
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 import nin
+from support.program import UserError
 from utils import (
-    UserError,
     batch_norm,
     bnparams,
-    check_params,
     classify,
     conv2d,
     conv_params,
     flatten,
     linear_params,
-    load_params,
-    read_log,
     set_requires_grad_except_bn_,
 )
 
@@ -44,26 +35,25 @@ from utils import (
 
 
 def check_wrn(depth, width) -> None:
-    """Raises UserError if depth is not 6n + 4 with n >= 1, or width leaves a group without
-    channels or asks for too many."""
+    """Raise UserError unless depth is 6n + 4 with n >= 1 and width leaves each group a channel."""
     if not 10 <= depth < 10_000 or depth % 6 != 4:
         raise UserError(
-            f'depth {depth}: a Wide ResNet has depth 6n + 4 with n >= 1, such as 10, 16, 22, 28 or 40'
+            f'depth {depth}: a Wide ResNet has depth 6n + 4 with n >= 1, '
+            'such as 10, 16, 22, 28 or 40'
         )
     if not 1 / 16 <= width <= 64:
         raise UserError(f'width {width}: must be 1/16, which leaves a group one channel, to 64')
 
 
 def wrn(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
-    """Wide ResNet for small images: WRN-depth-width of Zagoruyko & Komodakis, BMVC 2016 (width 1: a
-    pre-activation ResNet).
+    """Wide ResNet for small images: WRN-depth-width of Zagoruyko & Komodakis, BMVC 2016. Width 1 is
+    a pre-activation ResNet.
 
-    Three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times `width` channels, the first at
-    full resolution, the others at a half and a quarter. Initial values come from torch's global
-    generator: Kaiming-normal convolutions and fc.weight, batch-norm weights uniform(0, 1), as the
-    published recipe had it.
+    Three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times `width` channels, at full, half
+    and quarter resolution. Initial values come from torch's global generator: Kaiming-normal
+    convolutions and fc.weight, batch-norm weights uniform(0, 1), as in the published recipe.
 
-    Raises UserError as check_wrn, or where num_classes is below 1.
+    Raises UserError as check_wrn does, or if num_classes is below 1.
     """
     check_wrn(depth, width)
     if num_classes < 1:
@@ -97,7 +87,7 @@ def wrn(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
 
 
 def wrn_function(n: int) -> Callable:
-    """The `f` of every wrn with n blocks a group."""
+    """The `f` of every wrn with n blocks in each group."""
 
     def block(x, params, base, training, stride):
         o1 = F.relu(batch_norm(x, params, f'{base}.bn0', training))
@@ -138,16 +128,16 @@ RESNETS = {
 
 
 def resnet(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
-    """ResNet for photographs: He et al. 2015 as fb.resnet.torch has it, with batch norm on the
-    shortcut's convolution too, and the stride of a bottleneck in its 3x3. Depths 18 and 34 have
-    basic blocks, 50, 101 and 152 bottlenecks.
+    """ResNet for photographs (He et al. 2015), as in fb.resnet.torch: batch norm on the shortcut's
+    convolution, and the stride of a bottleneck in its 3x3. Depths 18 and 34 have basic blocks; 50,
+    101 and 152 have bottlenecks.
 
-    Four groups with 64, 128, 256 and 512 times `width` channels at 1/4 to 1/32 of the image's size;
-    in a bottleneck these are the channels of the 3x3 alone (width 2 and depth 50: WRN-50-2), and 4
-    times the unwidened number leave it. `groups` are the four outputs, after the last ReLU. Initial
+    Four groups with 64, 128, 256 and 512 times `width` channels at 1/4 to 1/32 of the image's size.
+    In a bottleneck `width` widens the 3x3 alone (depth 50 and width 2: WRN-50-2), and its output
+    has 4 times the unwidened channels. `groups` are the four outputs, after the last ReLU. Initial
     values: Kaiming-normal convolutions and fc.weight, batch-norm weights 1.
 
-    Raises UserError if depth is not one of these, or width or num_classes leave no channels.
+    Raises UserError as check_resnet does, or if num_classes is below 1.
     """
     check_resnet(depth, width)
     if num_classes < 1:
@@ -181,7 +171,7 @@ def resnet(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
 
 
 def check_resnet(depth, width) -> None:
-    """Raises UserError if there is no resnet of this depth and width."""
+    """Raise UserError unless there is a resnet of this depth and width."""
     if depth not in RESNETS:
         raise UserError(
             f'depth {depth}: a ResNet for photographs has depth {", ".join(map(str, RESNETS))}'
@@ -191,8 +181,7 @@ def check_resnet(depth, width) -> None:
 
 
 def resnet_function(blocks: Sequence[int]) -> Callable:
-    """The `f` of every resnet with so many blocks in its groups; the names tell which blocks are
-    bottlenecks."""
+    """The `f` of every resnet with these numbers of blocks. A block with conv2 is a bottleneck."""
 
     def conv_bn(x, params, conv, bn, training, stride=1):
         padding = params[conv].shape[2] // 2
@@ -218,7 +207,8 @@ def resnet_function(blocks: Sequence[int]) -> Callable:
 
 
 def four_groups(block, x, params, base, training, blocks):
-    """The outputs of the four groups; the first block of all but group0 halves the size."""
+    """The outputs of the four groups. The first block of each group except group0 halves the
+    size."""
     groups = []
     for g, n in enumerate(blocks):
         for i in range(n):
@@ -231,18 +221,19 @@ def four_groups(block, x, params, base, training, blocks):
 
 
 def conv2d_bias(x, params, base, stride=1, padding=0):
-    """Convolution `base` of a release: `base`.weight and .bias, or the bare name alone."""
+    """Convolution `base` of a release: `base`.weight and .bias, or the bare name."""
     weight = params[f'{base}.weight'] if f'{base}.weight' in params else params[base]
     return conv2d(x, weight, stride, padding, params.get(f'{base}.bias'))
 
 
 def folded_resnet(params: dict) -> Callable:
-    """The `f` of a resnet whose batch norms are folded into its convolutions, as ResNet-18,
-    ResNet-34 and WRN-50-2 were released.
+    """The `f` of a resnet whose batch norms are folded into its convolutions: the released
+    ResNet-18, ResNet-34 and WRN-50-2.
 
-    Topology is read from the names in `params`: a block with conv2 is a bottleneck; the shortcut is
-    conv_dim, with its bias, where it exists. `training` changes nothing. `groups` are the four
-    outputs, after the last ReLU."""
+    The names in `params` tell the topology: a block with conv2 is a bottleneck; the shortcut is
+    conv_dim, with its bias, if it exists. `training` changes nothing. `groups` are the four
+    outputs, after the last ReLU.
+    """
     blocks = count_blocks(params)
 
     def block(x, params, base, training, stride):
@@ -267,11 +258,12 @@ def folded_resnet(params: dict) -> Callable:
 
 
 def affine_resnet(params: dict) -> Callable:
-    """The `f` of a pre-activation resnet whose batch norms became x -> a x + b, as ResNet-18-AT was
-    released.
+    """The `f` of a pre-activation resnet whose batch norms became x -> a x + b: the released
+    ResNet-18-AT.
 
-    Topology is read from the names in `params`. `training` changes nothing. `groups` are the four
-    sums, before the next ReLU."""
+    The names in `params` tell the topology. `training` changes nothing. `groups` are the four
+    sums, before the next ReLU.
+    """
     blocks = count_blocks(params)
 
     def affine_relu(x, params, base):
@@ -300,16 +292,18 @@ def affine_resnet(params: dict) -> Callable:
 
 
 BN = r'(weight|bias|running_mean|running_var)'
-# For each layout the names that it may have.
+FC = r'fc\.(weight|bias)'
+BLOCK = r'group[0-3]\.block\d+\.'
+# The names that each layout may have.
 LAYOUTS = {
-    'nin': rf'group[0-2]\.(conv[0-2](\.(weight|bias))?|bn[0-2]\.{BN})|fc\.(weight|bias)',
-    'wrn': rf'conv0|group[0-2]\.block\d+\.(conv[01]|convdim|bn[01]\.{BN})|bn\.{BN}|fc\.(weight|bias)',
-    'resnet': rf'conv0|bn0\.{BN}|group[0-3]\.block\d+\.(conv[0-2]|convdim|bn[0-2]\.{BN}|bndim\.{BN})|fc\.(weight|bias)',
-    'folded': r'(conv0|group[0-3]\.block\d+\.(conv[0-2]|conv_dim)|fc)\.(weight|bias)',
-    'affine': r'(conv0|group[0-3]\.block\d+\.(conv[01]|conv_dim))(\.weight|\.bias)?|((group[0-3]\.block\d+\.)?affine[01]|affine_last)\.[ab]'
-    r'|fc\.(weight|bias)',
+    'nin': rf'group[0-2]\.(conv[0-2](\.(weight|bias))?|bn[0-2]\.{BN})|{FC}',
+    'wrn': rf'conv0|group[0-2]\.block\d+\.(conv[01]|convdim|bn[01]\.{BN})|bn\.{BN}|{FC}',
+    'resnet': rf'conv0|bn0\.{BN}|{BLOCK}(conv[0-2]|convdim|bn([0-2]|dim)\.{BN})|{FC}',
+    'folded': rf'(conv0|{BLOCK}(conv[0-2]|conv_dim)|fc)\.(weight|bias)',
+    'affine': rf'(conv0|{BLOCK}(conv[01]|conv_dim))(\.weight|\.bias)?'
+    rf'|(({BLOCK})?affine[01]|affine_last)\.[ab]|{FC}',
 }
-# The names that no other layout has.
+# Names that no other layout has.
 MARKS = {
     'affine': {'affine_last.a'},
     'wrn': {'bn.weight'},
@@ -320,8 +314,8 @@ MARKS = {
 
 
 def layout(params: dict) -> str:
-    """'wrn', 'nin', 'resnet', 'folded' or 'affine': the layout that the names tell. Raises
-    UserError with those not understood."""
+    """'wrn', 'nin', 'resnet', 'folded' or 'affine', as the names tell. Raises UserError with the
+    names that are not understood."""
     found = next((name for name, marks in MARKS.items() if marks & params.keys()), None)
     if found is None:
         names = ', '.join(sorted(params)[:4])
@@ -329,7 +323,8 @@ def layout(params: dict) -> str:
     odd = [name for name in params if not re.fullmatch(LAYOUTS[found], name)]
     if odd:
         raise UserError(
-            f'looks like the layout {found}, but {len(odd)} names are not understood ({", ".join(odd[:4])})'
+            f'looks like the layout {found}, but {len(odd)} names are not understood '
+            f'({", ".join(odd[:4])})'
         )
     missing = [name for name in ('fc.weight', 'fc.bias') if name not in params]
     if missing:
@@ -338,7 +333,7 @@ def layout(params: dict) -> str:
 
 
 def count_blocks(params: dict) -> list[int]:
-    """Blocks of each group. Raises UserError if a group is missing, or a block of it."""
+    """The number of blocks of each group. Raises UserError if a group or a block is missing."""
     numbers = {}
     for name in params:
         if found := re.match(r'group(\d)\.block(\d+)\.', name):
@@ -353,8 +348,8 @@ def count_blocks(params: dict) -> list[int]:
 
 
 def net_shape(params: dict) -> tuple[int, float, int]:
-    """(depth, width, num_classes) of the net whose parameters these are, of any layout. Raises
-    UserError where they are of none."""
+    """(depth, width, num_classes) of the net with these parameters, of any layout. Raises
+    UserError if they are of none."""
     kind = layout(params)
     counts = [] if kind == 'nin' else count_blocks(params)
 
@@ -386,17 +381,17 @@ def net_shape(params: dict) -> tuple[int, float, int]:
 
 
 def same_shape(params: dict, depth, width) -> bool:
-    """Whether these are the parameters of a net of that depth and width, which names tell but for a
-    fraction of a channel."""
+    """Whether these are the parameters of a net of that depth and width. (A width is known from
+    them up to a fraction of a channel.)"""
     found_depth, found_width, _ = net_shape(params)
     last = {'nin': 1, 'wrn': 64}.get(layout(params), 512)
     return found_depth == depth and round(last * found_width) == int(last * width)
 
 
 def from_params(params: dict) -> Callable:
-    """The function of the net whose parameters these are, its layout and topology read from their
-    names: a wrn, a nin, a resnet, or a release (folded, affine). Raises UserError with the names
-    that were not understood."""
+    """The `f` of the net with these parameters: a wrn, nin or resnet, or a release (folded,
+    affine). Their names tell its layout and topology. Raises UserError with the names that are not
+    understood."""
     kind = layout(params)
     makers = {'folded': folded_resnet, 'affine': affine_resnet}
     if kind in makers:
@@ -407,79 +402,9 @@ def from_params(params: dict) -> Callable:
     return wrn_function(counts[0]) if kind == 'wrn' else resnet_function(counts)
 
 
-# ------------------------ nets from files
-
-
 def new_net(kind, depth, width, num_classes, bn=True, pool_relu=True) -> tuple[Callable, dict]:
-    """(f, params) of a new net of the layout 'wrn', 'resnet' or 'nin'; bn and pool_relu are those
-    of nin.nin."""
+    """(f, params) of a new net of the layout 'wrn', 'resnet' or 'nin'. See nin.nin for bn and
+    pool_relu."""
     if kind == 'nin':
         return nin.nin(width, num_classes, bn, pool_relu)
     return {'wrn': wrn, 'resnet': resnet}[kind](depth, width, num_classes)
-
-
-def check_net(params: dict, source) -> tuple[Callable, dict]:
-    """(f, params) of a net of any layout, its parameters in float32. Raises UserError, naming
-    `source`, where one is missing, not understood, of another shape, or not finite."""
-    try:
-        kind, (depth, width, num_classes) = layout(params), net_shape(params)
-        f = from_params(params)
-        # On the device meta nothing is allocated for what may turn out not to fit.
-        if kind in ('wrn', 'resnet', 'nin'):
-            with torch.device('meta'):
-                expected = new_net(kind, depth, width, num_classes, *nin.variant(params))[1]
-        else:
-            expected = {k: torch.empty(v.shape, device='meta') for k, v in params.items()}
-            try:
-                logits, _ = f(torch.empty(1, 3, 64, 64, device='meta'), expected, False)
-            except KeyError as e:
-                raise UserError(f'{e.args[0]} is missing') from e
-            except (RuntimeError, ValueError) as e:
-                raise UserError(
-                    f'its shapes do not fit each other ({str(e).splitlines()[0][:150]})'
-                ) from e
-            if logits.shape != (1, num_classes):
-                raise UserError(f'fc.weight has shape {tuple(params["fc.weight"].shape)}')
-    except UserError as e:
-        raise UserError(f'{source}: {e}') from e
-    return f, check_params(params, expected, source)
-
-
-def run_folder(source) -> Path | None:
-    """The folder of a run, ours or the published code's, given itself or by the weights in it; None
-    of any other weights file."""
-    source = Path(source)
-    if os.path.isdir(source):
-        return source
-    of_run = source.name in ('model.hkl', 'model.pt7') and os.path.exists(source.parent / 'log.txt')
-    return source.parent if of_run else None
-
-
-def load_net(source) -> tuple[Callable, dict, list]:
-    """(f, params, records) of a weights file, whose names tell the net, or of a run folder
-    (`records`: the lines of its log; [] of a file that lies in none). Folders of the published code
-    (log.txt and model.pt7) are run folders too.
-
-    Raises UserError that names the file where it is damaged, or its names tell another net than the
-    log."""
-    weights, folder, records = Path(source), run_folder(source), []
-    if not os.path.exists(source):
-        raise UserError(f'{source}: no such run folder or weights file')
-    if folder:
-        if not os.path.exists(folder / 'log.txt'):
-            raise UserError(f'{folder}: no finished epoch in it yet (there is no log.txt)')
-        records = read_log(folder / 'log.txt')
-    if folder == weights:
-        weights = folder / ('model.hkl' if os.path.exists(folder / 'model.hkl') else 'model.pt7')
-        if not os.path.exists(weights):
-            raise UserError(f'{folder}: has neither model.hkl nor model.pt7')
-    f, params = check_net(load_params(weights), weights)
-    if records:
-        logged, shape = [records[0].get(k) for k in ('depth', 'width')], net_shape(params)
-        if not all(type(v) in (int, float) and abs(v) < 1e6 for v in logged):
-            raise UserError(f'{folder / "log.txt"}: its first line does not tell depth and width')
-        if not same_shape(params, *logged):
-            raise UserError(
-                f'{weights}: has depth {shape[0]} and width {shape[1]:g}, but its log.txt says {logged[0]} and {logged[1]:g}'
-            )
-    return f, params, records

@@ -111,7 +111,7 @@ TABLES = {
                 ('symmetry norm', 11.8, 'sym_nin_96_no_bn'),
                 ('activation-based AT', 11.2, 'at_nin_96_no_bn_from_nin_192_no_pool_relu'),
             ],
-        ),
+        )
     ],
     'table4': [
         Section(
@@ -172,7 +172,7 @@ TABLES = {
                 ('AT from another WRN-16-1', None, 'at_wrn_16_1_from_wrn_16_1'),
                 ('alone, for as long as with AT', None, 'wrn_16_1_equal_time'),
             ],
-        ),
+        )
     ],
     'beta': [
         Section(
@@ -184,7 +184,7 @@ TABLES = {
                 ('AT + KD', None, 'at_kd_beta*_wrn_16_1_from_wrn_16_2'),
                 ('teacher', None, 'wrn_16_2'),
             ],
-        ),
+        )
     ],
 }
 # What the paper's numbers are, where they are not single runs.

@@ -1,0 +1,1 @@
+"""What any careful training script needs; utils.py holds what the paper needs."""

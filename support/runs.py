@@ -1,0 +1,349 @@
+"""The folder of a run: checkpoint, log and weights, how a run resumes, and the lock.
+
+The checkpoint is the truth; log.txt and model.hkl follow from it.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import math
+import os
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import utils
+from support import logs, ranks
+from support.files import check_writable, write_atomically, write_text
+from support.options import continue_options, run_options
+from support.program import Stopped, UserError
+from support.weights import check_params, checksum, load_params, reading, save_params, torch_load
+
+
+@dataclass
+class Run:
+    """A run of cifar.py or imagenet.py."""
+
+    opt: argparse.Namespace  # complete
+    checkpoint: dict | None  # what it continues from, None for a new run
+    here: bool  # whether that checkpoint is the one in opt.save
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps done of the next epoch
+    log: list = field(default_factory=list)  # the lines of log.txt
+    options: dict = field(default_factory=dict)  # as the log and the checkpoint hold them
+    facts: dict = field(default_factory=dict)  # checksums that must not change, and more
+    about: dict = field(default_factory=dict)  # what every log line says of the run
+    curves: object = None  # a tensorboard writer
+    done: str = ''  # how far the last checkpoint is
+
+    def __post_init__(self):
+        if self.checkpoint:
+            self.epoch, self.step = self.checkpoint['epoch'], self.checkpoint['step']
+            self.log = list(self.checkpoint['log'])
+        self.options = run_options(self.opt)
+        self.done = f'after epoch {self.epoch} of {self.opt.epochs}'
+
+    def check_facts(self, **checksums) -> None:
+        """Keep the checksums of 'data' and 'teacher' in `facts`. Raises UserError if one differs
+        from the checkpoint's."""
+        self.facts = checksums | {'teacher_test_acc': None}
+        if not self.checkpoint:
+            return
+        old = self.checkpoint['facts']
+        option = {
+            'data': '--dataroot or --imagenetpath',
+            'teacher': '--teacher_id or --teacher_params',
+        }
+        for name, value in checksums.items():
+            if value != old.get(name):
+                raise UserError(
+                    f'--resume: the {name} of {option[name]} is not what the run began with; '
+                    'bring that back, or begin anew in another --save'
+                )
+        self.facts['teacher_test_acc'] = old.get('teacher_test_acc')
+
+    def restore(self, initial: dict, key: str = 'params') -> dict:
+        """The checkpoint's tensors, with requires_grad as in `initial`, or `initial` of a new run.
+
+        Raises UserError if names or shapes differ.
+        """
+        if not self.checkpoint:
+            return initial
+        source = f'--resume: the run of {self.opt.save}'
+        restored = check_params(self.checkpoint[key], initial, source)
+        return {k: v.requires_grad_(initial[k].requires_grad) for k, v in restored.items()}
+
+    def restore_optimizer(self, optimizer) -> None:
+        """Load the checkpoint's momentum. Raises UserError if it is of another net."""
+        if self.checkpoint:
+            load_optimizer(optimizer, self.checkpoint)
+
+    def describe(self, params: dict, classes: list, **more) -> None:
+        """Set what every log line says of the run; params: the student's."""
+        self.about = {
+            'teacher_test_acc': self.facts['teacher_test_acc'],
+            'initial_lr': self.opt.lr,
+            'n_parameters': sum(v.numel() for v in utils.trainable(params)),
+            'num_classes': len(classes),
+            'classes': classes,
+            **more,
+            'torch': torch.__version__,
+        }
+
+    @contextlib.contextmanager
+    def opened(self):
+        """Hold the run folder: create and lock it, and make its files agree with the checkpoint.
+
+        Adds to a signal's exception how to continue. Raises UserError as open_folder does.
+        """
+        opt = self.opt
+        with contextlib.ExitStack() as stack:
+            folder = open_folder(opt.save, self.checkpoint, self.here)
+            ranks.all_or_none(lambda: stack.enter_context(folder) if ranks.rank() == 0 else None)
+            if opt.tensorboard and ranks.rank() == 0:
+                self.curves = logs.open_curves(opt.save, self.log)
+            try:
+                yield
+            except Stopped as e:
+                alone = ' alone, without a path,' if isinstance(opt.resume, str) else ''
+                alone = '' if self.here else alone
+                e.hint = f'the same command with --resume{alone} goes on {self.done}'
+                raise
+
+    def make_checkpoint(self, params: dict, optimizer, step: int = 0, sums=()) -> dict:
+        """What --resume needs, see CHECKPOINT_TYPES.
+
+        params: those of all nets, named student.* and adapter.*; sums: see averages.Averages, a
+        list for each rank.
+        """
+        return {
+            'params': {k: v.detach() for k, v in utils.part(params, 'student').items()},
+            'adapters': {k: v.detach() for k, v in utils.part(params, 'adapter').items()},
+            'optimizer': optimizer.state_dict(),
+            'epoch': self.epoch,
+            'step': step,
+            'sums': list(sums),
+            'options': self.options,
+            'log': self.log,
+            'facts': self.facts,
+        }
+
+    def end_epoch(self, stats: dict, times: dict, params: dict, optimizer) -> None:
+        """Append an epoch to the log, write all files and print a line. Call it on every rank.
+
+        stats, times: what the log line says of the epoch. Raises UserError, status 1, if the test
+        loss is not finite.
+        """
+        epoch = self.epoch + 1 if self.opt.epochs else 0
+        if not math.isfinite(stats['test_loss']):
+            kept = f'{self.opt.save} is kept as after its last checkpoint'
+            ranks.end_all(
+                UserError(f'epoch {epoch}: the test loss is {stats["test_loss"]}; {kept}', status=1)
+            )
+        record = self.options | {'epoch': epoch} | stats | self.about | times
+        self.epoch, self.step = epoch, 0
+        self.log.append(logs.json_stats(record))
+        if ranks.rank() == 0:
+            save_run(self.opt.save, self.make_checkpoint(params, optimizer))
+            if self.curves:
+                logs.write_curves(self.curves, record)
+        self.done = f'after epoch {epoch} of {self.opt.epochs}'
+        ranks.print_first(logs.epoch_line(record))
+
+
+# ------------------------ start
+
+
+def begin(opt, given: set, parser, complete) -> Run | None:
+    """The run of these options, new or resumed; None if it is finished.
+
+    complete(opt, given): fills in what was left open, --save too. Raises UserError if --resume
+    finds no sound checkpoint, options differ from it, or --save holds another run.
+    """
+    opt, checkpoint, folder = find_checkpoint(opt, given, parser, complete)
+    opt = complete(opt, given)
+    check_writable(opt.save)
+    here = checkpoint is not None and os.path.realpath(folder) == os.path.realpath(opt.save)
+    if holds_run(opt.save) and not here:
+        raise UserError(
+            f'--save {opt.save}: holds a run already; go on with it by --resume, '
+            'or choose another folder'
+        )
+    if here and checkpoint['epoch'] >= opt.epochs:
+        with open_folder(opt.save, checkpoint):
+            print(f'{opt.save}: finished, {checkpoint["epoch"]} of {opt.epochs} epochs are done')
+        return None
+    print(f'run folder: {opt.save}')
+    if opt.beta and not checkpoint and 'beta' not in given:
+        print('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
+    return Run(opt, checkpoint, here)
+
+
+def find_checkpoint(opt, given: set, parser, complete) -> tuple:
+    """(options, checkpoint, its folder) that --resume continues from; (opt, None, None) without.
+
+    Options that were not given become those of the checkpoint.
+    """
+    if not opt.resume:
+        return opt, None, None
+    save = opt.save
+    if opt.resume is True:
+        folder = source = Path(save or complete(opt, given).save)
+        if not holds_run(folder):
+            return opt, None, None
+    else:
+        source = folder = Path(opt.resume)
+        if source.name == 'checkpoint.pt' and not os.path.isdir(source):
+            folder = source.parent
+        if not save and os.path.isfile(folder):
+            raise UserError(f'--resume {source}: give the folder to go on in, --save')
+    checkpoint = load_checkpoint(source)
+    opt = continue_options(opt, given, checkpoint['options'], parser)
+    opt.save = save or str(folder)
+    return opt, checkpoint, folder
+
+
+def holds_run(folder) -> bool:
+    """Whether a folder holds a run, ours or the published code's."""
+    names = ('log.txt', 'checkpoint.pt', 'model.hkl', 'model.pt7')
+    return any(os.path.lexists(Path(folder) / name) for name in names)
+
+
+# ------------------------ folder
+
+
+@contextlib.contextmanager
+def open_folder(folder, checkpoint: dict | None, here: bool = True):
+    """Create the run folder, lock it, remove half-written files, and make its files agree with the
+    checkpoint.
+
+    checkpoint: what the run continues from, None for a new run; here: it was read from this
+    folder. Raises UserError if the folder has changed since, another process trains in it, or it
+    cannot be created.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as e:
+        raise UserError(f'--save {folder}: cannot be created: {e.strerror}') from e
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(f'--save {folder}: another process is training in it') from e
+        now = load_checkpoint(folder) if holds_run(folder) else None
+        expected = checkpoint if here else None
+        before, after = ((c['epoch'], c['step']) if c else None for c in (expected, now))
+        if before != after:
+            raise UserError(
+                f'--save {folder}: another process has trained in it meanwhile; '
+                '--resume goes on with its run'
+            )
+        for half in Path(folder).glob('.*.part'):
+            half.unlink()
+        if checkpoint:
+            if not here:
+                save_checkpoint(folder, checkpoint)
+            sync_folder(folder, checkpoint)
+        yield
+    finally:
+        os.close(lock)
+
+
+def save_run(folder, checkpoint: dict) -> None:
+    """Write checkpoint.pt, then log.txt and model.hkl, which follow from it."""
+    save_checkpoint(folder, checkpoint)
+    write_text(Path(folder) / 'log.txt', log_text(checkpoint))
+    save_params(Path(folder) / 'model.hkl', checkpoint['params'])
+
+
+def save_checkpoint(folder, checkpoint: dict) -> None:
+    """Write checkpoint.pt alone, as inside an epoch."""
+    path = Path(folder) / 'checkpoint.pt'
+    write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+
+
+def log_text(checkpoint: dict) -> str:
+    return ''.join(line + '\n' for line in checkpoint['log'])
+
+
+def sync_folder(folder, checkpoint: dict) -> None:
+    """Make log.txt and model.hkl agree with the checkpoint: a kill can leave them behind.
+
+    Files that agree are not touched. Inside an epoch model.hkl stays that of the epoch before.
+    """
+    log, model = Path(folder) / 'log.txt', Path(folder) / 'model.hkl'
+    if (log.read_bytes() if log.is_file() else b'') != log_text(checkpoint).encode():
+        write_text(log, log_text(checkpoint))
+    if checkpoint['step']:
+        return
+    wanted = checksum(v for _, v in sorted(checkpoint['params'].items()))
+    try:
+        same = model.is_file() and checksum(load_params(model).values()) == wanted
+    except UserError:
+        same = False
+    if not same:
+        save_params(model, checkpoint['params'])
+
+
+# ------------------------ checkpoint.pt
+
+CHECKPOINT_TYPES = {
+    'params': dict,  # of the net itself, as in model.hkl
+    'adapters': dict,  # other trained tensors
+    'optimizer': dict,
+    'epoch': int,  # epochs done
+    'step': int,  # steps done of the next epoch
+    'sums': list,  # of that epoch's terms so far
+    'options': dict,
+    'log': list,  # the lines of log.txt
+    'facts': dict,  # checksums of data and teacher, the teacher's accuracy, broken images
+}
+
+
+def load_checkpoint(path) -> dict:
+    """checkpoint.pt of a run folder, or that file. Raises UserError if it is damaged."""
+    path = Path(path)
+    path = path / 'checkpoint.pt' if os.path.isdir(path) else path
+    if not os.path.isfile(path):
+        raise UserError(
+            f'--resume: {path}: no such file; a run goes on from its checkpoint.pt alone'
+        )
+    checkpoint = torch_load(path)
+    with reading(path), zipfile.ZipFile(path) as archive:
+        if archive.testzip():  # torch.load does not look at the checksums
+            raise UserError(f'--resume: {path}: damaged, its checksums are wrong')
+    if isinstance(checkpoint, dict):
+        checkpoint.setdefault('adapters', {})  # the first runs had none
+    for key, kind in CHECKPOINT_TYPES.items():
+        if not isinstance(checkpoint, dict) or type(checkpoint.get(key)) is not kind:
+            raise UserError(
+                f'--resume: {path}: not a checkpoint of this program '
+                f'({key!r} is missing or damaged)'
+            )
+    lines = checkpoint['log']
+    sound = {
+        'params': all(map(torch.is_tensor, checkpoint['params'].values())),
+        'adapters': all(map(torch.is_tensor, checkpoint['adapters'].values())),
+        'log': all(isinstance(v, str) and v.startswith('json_stats: ') for v in lines),
+        'epoch': checkpoint['epoch'] >= 0,
+        'step': checkpoint['step'] >= 0,
+        'sums': all(isinstance(v, list) for v in checkpoint['sums']),
+    }
+    for key, well in sound.items():
+        if not well:
+            raise UserError(f'--resume: {path}: its {key!r} is damaged')
+    return checkpoint
+
+
+def load_optimizer(optimizer, checkpoint: dict) -> None:
+    """Load the checkpoint's momentum. Raises UserError if it is of another net."""
+    try:
+        optimizer.load_state_dict(checkpoint['optimizer'])
+        for p, state in optimizer.state.items():
+            if any(v is not None and v.shape != p.shape for v in state.values()):
+                raise ValueError('momentum of another shape')
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f'--resume: the optimizer state does not fit the net ({e})') from e
