@@ -2,8 +2,10 @@
 
 import contextlib
 import math
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import data
+from support import ranks
 from support.program import UserError
 
 # ------------------------ folders
@@ -97,6 +100,38 @@ def _on_device(loaded, labels: torch.Tensor, device):
             ready = batch
         if ready is not None:
             yield ready
+
+
+class Sets(NamedTuple):
+    """The photographs of a run."""
+
+    train: Photographs
+    val: Photographs
+
+
+def open_sets(opt, device) -> Sets:
+    """The training and validation photographs of --imagenetpath. Raises UserError as
+    data.scan_folder does."""
+    folders = scan_photographs(opt.imagenetpath)
+    return Sets(*(Photographs(folder, opt, device) for folder in folders))
+
+
+def check_images(sets: Sets, opt) -> None:
+    """--check_images: decode every image once, shared by all ranks, and print the faults. Raises
+    UserError if there are any, without --skip_broken."""
+    files = sets.train.files + sets.val.files
+    faults = find_faults(files[ranks.rank() :: ranks.world_size()], opt.nthread)
+    broken = ranks.all_gather_list([fault for fault in faults if fault])
+    for line in broken:
+        ranks.print_first(line, sys.stderr)
+    if broken and not opt.skip_broken:
+        found = f'--check_images: {len(broken)} images are broken (listed above)'
+        ranks.end_all(UserError(f'{found}; remove them, or give --skip_broken'), status=2)
+
+
+def broken_images(sets: Sets) -> list[list[int]]:
+    """For each set the indices of the images that --skip_broken has replaced, on any rank."""
+    return [sorted(set(ranks.all_gather_list(part.broken))) for part in sets]
 
 
 # ------------------------ one photograph

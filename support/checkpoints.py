@@ -1,0 +1,73 @@
+"""Checkpoints inside an epoch, at signals too, and the sums that a resumed epoch starts from."""
+
+import contextlib
+import signal
+import time
+
+import torch
+import torch.nn.functional as F
+
+from support import photographs, ranks, runs
+from support.program import Stopped, UserError
+
+
+class Checkpoints:
+    """Checkpoints inside an epoch: every --checkpoint_minutes, and at the step after SIGUSR1, or
+    after SIGTERM or SIGINT, which then end the run."""
+
+    def __init__(self, run: runs.Run, params: dict, sets: photographs.Sets):
+        self.run, self.params, self.sets = run, params, sets
+        self.signals, self.last, self.inside = [], time.time(), False
+        for signum in signal.SIGTERM, signal.SIGINT, signal.SIGUSR1:
+            signal.signal(signum, self.ask)
+
+    @contextlib.contextmanager
+    def inside_epoch(self):
+        """Write checkpoints in this block; outside of it a signal ends the run at once."""
+        self.inside, self.last = True, time.time()
+        yield
+        self.inside = False
+
+    def ask(self, signum, frame) -> None:
+        if signum != signal.SIGUSR1 and (signum in self.signals or not self.inside):
+            raise Stopped(signum)
+        self.signals.append(signum)
+
+    def due(self) -> bool:
+        """Whether any rank wants a checkpoint. Call it on every rank."""
+        minutes = (time.time() - self.last) / 60
+        due = bool(self.signals) or minutes > self.run.opt.checkpoint_minutes
+        return bool(ranks.all_gather(torch.tensor([due], dtype=torch.uint8)).any())
+
+    def write(self, step: int, sums: torch.Tensor, optimizer) -> None:
+        """Write a checkpoint after that step, and end the run if a signal has asked for it. Call
+        it on every rank; sums: this rank's."""
+        run = self.run
+        gathered = [row.tolist() for row in ranks.all_gather(sums)]
+        run.facts['broken'] = photographs.broken_images(self.sets)
+        checkpoint = run.make_checkpoint(self.params, optimizer, step, gathered)
+        if not all(v.isfinite().all() for v in checkpoint['params'].values()):
+            raise UserError(
+                f'after step {step} the parameters are not finite; '
+                f'{run.opt.save} is kept as after its last checkpoint. '
+                'A lower --lr or --beta may help',
+                status=1,
+            )
+        if ranks.rank() == 0:
+            runs.save_checkpoint(run.opt.save, checkpoint)
+        run.done = f'after step {step} of epoch {run.epoch + 1}'
+        self.last = time.time()
+        asked = max([s for s in self.signals if s != signal.SIGUSR1], default=0)
+        self.signals.clear()
+        if asked := int(ranks.all_gather(torch.tensor([int(asked)])).max()):
+            raise Stopped(asked)
+
+
+def resumed_sums(run: runs.Run, n: int) -> torch.Tensor:
+    """This rank's sums of the n terms of the epoch until run.step, float64 [n]."""
+    if not run.step:
+        return torch.zeros(n, dtype=torch.double)
+    sums = torch.tensor(run.checkpoint['sums'], dtype=torch.double)
+    if len(sums) != ranks.world_size():  # the number of ranks has changed
+        sums = F.pad(sums.sum(0, keepdim=True), (0, 0, 0, ranks.world_size() - 1))
+    return sums[ranks.rank()]
