@@ -115,22 +115,7 @@ add(
     metavar='ID|DIR|FILE',
     help='the teacher: logs/ID, a run folder, or a weights file (default: none)',
 )
-add(
-    '--alpha',
-    type=number(low=0, high=1),
-    help='weight of knowledge distillation, 0 to 1 (paper: 0.9; default: 0)',
-)
-add(
-    '--temperature',
-    default=4.0,
-    type=number(above=0, high=1e6),
-    help='softmax temperature for knowledge distillation (paper, default: 4)',
-)
-add(
-    '--beta',
-    type=number(low=0),
-    help='weight of the transfer loss (default: 1e+3 if only a teacher is given, else 0)',
-)
+options.add_loss_options(add, paper_alpha='0.9')
 add(
     '--beta_decay',
     default='none',
@@ -402,17 +387,15 @@ def test(f: Callable, params: dict, test_set: data.ImageSet) -> tuple[float, flo
 def test_teacher(opt, teacher: weights.Net, nets: Nets, test_set) -> float | None:
     """The teacher's test accuracy in per cent, None if its classes differ. Warns if its log has
     another accuracy."""
-
-    def accuracy():
-        return test(nets.teacher, utils.part(nets.params, 'teacher'), test_set)[1]
-
-    acc = teachers.test_teacher(opt.teacher_id, teacher, test_set.classes, accuracy)
+    if not teachers.can_be_tested(opt.teacher_id, teacher, test_set.classes):
+        return None
+    _, acc = test(nets.teacher, utils.part(nets.params, 'teacher'), test_set)
+    print(f'teacher {opt.teacher_id}: test accuracy {acc:.2f} %')
     first, last = (teacher.records[i] if teacher.records else {} for i in (0, -1))
     logged = last.get('test_acc')
     known = isinstance(logged, (int, float)) and math.isfinite(logged)
-    if acc is None or not known or first.get('validate', 0) != opt.validate:
-        return acc
-    if not acc - 0.1 <= logged <= acc + 0.1:
+    comparable = known and first.get('validate', 0) == opt.validate
+    if comparable and not acc - 0.1 <= logged <= acc + 0.1:
         source = last.get('dataset', 'its data')
         source = last.get('dataroot', source) if source == 'folder' else source
         text = f'its own log says {{}} on {source}: are these its weights, and is this its data?'
@@ -454,15 +437,15 @@ def evaluate(opt, given: set) -> None:
     test_set, net = test_set.to(device), net._replace(params=devices.to_device(net.params, device))
     start = time.time()
     test_loss, test_acc = test(net.f, net.params, test_set)
+    seconds = time.time() - start
     tested = {
         'dataset': opt.dataset,
         'validate': opt.validate,
         'test_acc': test_acc,
         'test_loss': test_loss,
-        'test_time': time.time() - start,
     }
     size = test_set.images.shape[1:3]
-    teachers.print_evaluation(opt.evaluate, net, size, tested, len(test_set.labels))
+    teachers.print_evaluation(opt.evaluate, net, size, tested, len(test_set.labels), seconds)
 
 
 def prepare(run: runs.Run, device) -> tuple[Nets, data.ImageSet, data.ImageSet]:
@@ -470,8 +453,10 @@ def prepare(run: runs.Run, device) -> tuple[Nets, data.ImageSet, data.ImageSet]:
     opt = run.opt
     teacher = load_teacher(opt)
     option = '--alpha' if opt.alpha else f'--method {opt.method}'
-    by_class = opt.alpha or opt.method == 'grad'  # the teacher must know the student's classes
-    sets = open_sets(opt, f'--teacher_id {opt.teacher_id} with {option}', by_class and teacher)
+    needs_classes = opt.alpha or opt.method == 'grad'
+    sets = open_sets(
+        opt, f'--teacher_id {opt.teacher_id} with {option}', teacher if needs_classes else None
+    )
     H, W = sets[0].images.shape[1:3]
     if opt.randomcrop_pad >= min(H, W):
         raise UserError(

@@ -126,22 +126,7 @@ add(
     metavar='FILE',
     help="the teacher's weights, of any layout in README, or its run folder (default: none)",
 )
-add(
-    '--alpha',
-    type=number(low=0, high=1),
-    help='weight of knowledge distillation (paper: not found to help; default: 0)',
-)
-add(
-    '--temperature',
-    default=4.0,
-    type=number(above=0, high=1e6),
-    help='softmax temperature for knowledge distillation (paper, default: 4)',
-)
-add(
-    '--beta',
-    type=number(low=0),
-    help='weight of attention transfer (default: 1e+3 if only a teacher is given, else 0)',
-)
+options.add_loss_options(add, paper_alpha='not found to help')
 add(
     '--at_groups',
     default=[0, 1, 2, 3],
@@ -431,13 +416,13 @@ def test(f: Callable, params: dict, val, opt, sample=None) -> tuple[float, list[
 def test_teacher(opt, teacher: weights.Net, nets: Nets, val) -> float | None:
     """The teacher's top-1 accuracy in per cent on a fixed sample of 2,000 validation images, None
     if its classes differ. Warns if it is far below that of its log, or of the known figure."""
+    source = opt.teacher_params
+    if not teachers.can_be_tested(source, teacher, val.classes):
+        return None
     sample = data.epoch_order(len(val.labels), 0, 0)[:2000].sort().values
-
-    def accuracy():
-        return test(nets.teacher, utils.part(nets.params, 'teacher'), val, opt, sample)[1][0]
-
-    source, on = opt.teacher_params, f' on {len(sample)} validation images'
-    acc = teachers.test_teacher(source, teacher, val.classes, accuracy, on)
+    _, (acc, _) = test(nets.teacher, utils.part(nets.params, 'teacher'), val, opt, sample)
+    on = f'on {len(sample)} validation images'
+    ranks.print_first(f'teacher {source}: test accuracy {acc:.2f} % {on}')
     depth, width, num_classes = resnet.net_shape(teacher.params)
     known = KNOWN_ERRORS.get((resnet.layout(teacher.params), depth, width))
     expected = None
@@ -447,8 +432,7 @@ def test_teacher(opt, teacher: weights.Net, nets: Nets, val) -> float | None:
     elif not teacher.records and known and num_classes == 1000 and opt.image_size == 224:
         expected = 100 - known
     margin = 300 * math.sqrt(0.25 / len(sample))  # three standard errors
-    measured = acc is not None and isinstance(expected, (int, float))
-    if measured and not expected - acc <= margin:
+    if isinstance(expected, (int, float)) and not expected - acc <= margin:
         text = '{} is known of it: are these its weights?'
         teachers.warn_of_teacher(source, acc, expected, text)
     return acc
@@ -490,16 +474,16 @@ def evaluate(opt, device) -> None:
     net = net._replace(params=devices.to_device(net.params, device))
     start = time.time()
     test_loss, test_acc = test(net.f, net.params, val, opt)
+    seconds = time.time() - start
     tested = {
         'layout': resnet.layout(net.params),
         'image_size': opt.image_size,
         'test_acc': test_acc,
         'test_loss': test_loss,
         'broken_images': len(val.broken),
-        'test_time': time.time() - start,
     }
     size = opt.image_size, opt.image_size
-    teachers.print_evaluation(opt.evaluate, net, size, tested, len(val.labels))
+    teachers.print_evaluation(opt.evaluate, net, size, tested, len(val.labels), seconds)
 
 
 def begin(argv) -> tuple:

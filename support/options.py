@@ -119,6 +119,29 @@ def group_list(n: int):
 # ------------------------ the options of both training scripts
 
 
+def add_loss_options(add, paper_alpha: str) -> None:
+    """Add --alpha, --temperature and --beta to a group of options by its add_argument.
+
+    paper_alpha: what the paper says of --alpha.
+    """
+    add(
+        '--alpha',
+        type=number(low=0, high=1),
+        help=f'weight of knowledge distillation, 0 to 1 (paper: {paper_alpha}; default: 0)',
+    )
+    add(
+        '--temperature',
+        default=4.0,
+        type=number(above=0, high=1e6),
+        help='softmax temperature for knowledge distillation (paper, default: 4)',
+    )
+    add(
+        '--beta',
+        type=number(low=0),
+        help='weight of the transfer loss (default: 1e+3 if only a teacher is given, else 0)',
+    )
+
+
 def add_training_options(parser, batch_size, lr, weight_decay, published, lr_decay_ratio) -> None:
     """Add the options of both training scripts, with the paper's values as defaults.
 

@@ -167,17 +167,26 @@ def exif_orientation(tiff: bytes) -> int:
     return 1
 
 
-def random_crop(height: int, width: int, u) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of torchvision's RandomResizedCrop, drawn from 22 numbers u in
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_crop(height: int, width: int, u) -> Box:
+    """The crop of torchvision's RandomResizedCrop, drawn from 22 numbers u in
     [0, 1): 8 to 100 % of the area, ratio 3/4 to 4/3."""
     for i in range(10):
         area = height * width * (0.08 + 0.92 * u[2 * i])
         ratio = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * u[2 * i + 1])
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return int(u[20] * (height - h + 1)), int(u[21] * (width - w + 1)), h, w
+            return Box(int(u[20] * (height - h + 1)), int(u[21] * (width - w + 1)), h, w)
     w, h = min(width, round(height * 4 / 3)), min(height, round(width / (3 / 4)))
-    return (height - h) // 2, (width - w) // 2, h, w
+    return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
 REDUCED = {
@@ -188,8 +197,8 @@ REDUCED = {
 
 
 def decode_part(file, box, size: tuple[int, int]) -> np.ndarray:
-    """uint8 BGR: the part of an image file that box(height, width) -> (top, left, height, width)
-    chooses, to be resized to about `size`.
+    """uint8 BGR: the part of an image file that box(height, width) -> Box chooses, to be resized
+    to about `size`.
 
     A JPEG is decoded at a half, a quarter or an eighth if the part then still has `size` pixels.
     Raises UserError as data.decode does.
@@ -254,7 +263,7 @@ def decode_for(file, size: int) -> np.ndarray:
     """uint8 BGR: a photograph, its shorter side resized to size * 256 / 224. Raises UserError as
     data.decode does."""
     shorter = round(size * 256 / 224)
-    image = decode_part(file, lambda h, w: (0, 0, h, w), (shorter, shorter))
+    image = decode_part(file, lambda h, w: Box(0, 0, h, w), (shorter, shorter))
     H, W = image.shape[:2]
     return resize(image, (max(shorter, shorter * H // W), max(shorter, shorter * W // H)))
 

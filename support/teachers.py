@@ -42,24 +42,17 @@ def seed_initial_values(opt, teacher: Net | None) -> None:
     torch.manual_seed(data.seed_of(opt.seed, 'initial values', opt.depth, opt.width, of_teacher))
 
 
-def test_teacher(source: str, teacher: Net, classes: list, test, on: str = '') -> float | None:
-    """The teacher's test accuracy in per cent, which is printed; None if its classes differ.
-
-    test(): measures it; on: says on which images.
-    """
-    if not same_classes(teacher.params, teacher.records, classes):
-        ranks.print_first(
-            f'teacher {source}: has other classes, so that its accuracy is not tested'
-        )
-        return None
-    acc = test()
-    ranks.print_first(f'teacher {source}: test accuracy {acc:.2f} %{on}')
-    return acc
+def can_be_tested(source: str, teacher: Net, classes: list) -> bool:
+    """Whether the teacher's outputs mean `classes`. If not, print that it is not tested."""
+    if same_classes(teacher.params, teacher.records, classes):
+        return True
+    ranks.print_first(f'teacher {source}: has other classes, so that its accuracy is not tested')
+    return False
 
 
 def warn_of_teacher(source: str, acc: float, expected: float, text: str) -> None:
-    """Print that the accuracy is not what is expected. A broken teacher teaches nothing, and
-    nothing else shows it. text: holds {} for the expected accuracy."""
+    """Print that the accuracy is not as expected. A broken teacher teaches nothing, and nothing
+    else shows it. text: ends the line, with {} for the expected accuracy."""
     ranks.print_first(
         f'warning: teacher {source} has test accuracy {acc:.2f} %, '
         f'but {text.format(f"{str(expected)[:6]} %")}',
@@ -67,12 +60,14 @@ def warn_of_teacher(source: str, acc: float, expected: float, text: str) -> None
     )
 
 
-def print_evaluation(source: str, net: Net, size: tuple, tested: dict, images: int) -> None:
+def print_evaluation(
+    source: str, net: Net, size: tuple, tested: dict, images: int, seconds: float
+) -> None:
     """Print --evaluate's json_stats line. Call it on every rank.
 
-    size: (height, width) of the images; tested: test_loss, test_acc, test_time and whatever else
-    the line says; images: how many were tested. Raises UserError, status 1, if the test loss is
-    not finite.
+    size: (height, width) of the images; tested: test_loss, test_acc and whatever else the line
+    says; images: how many were tested, in that many seconds. Raises UserError, status 1, if the
+    test loss is not finite.
     """
     if not math.isfinite(tested['test_loss']):
         error = f'--evaluate {source}: the test loss is {tested["test_loss"]}'
@@ -82,6 +77,7 @@ def print_evaluation(source: str, net: Net, size: tuple, tested: dict, images: i
     record |= {
         'n_parameters': sum(v.numel() for k, v in net.params.items() if not is_statistic(k)),
         'multiply_adds': multiply_adds(net.f, net.params, size, device),
-        'images_per_second': images / tested['test_time'],
+        'images_per_second': images / seconds,
+        'test_time': seconds,
     }
     ranks.print_first(json_stats(record))
