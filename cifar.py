@@ -270,6 +270,9 @@ def student_loss(batch: tuple, params: dict, training: bool, beta, nets: Nets, o
     batch   (augmented images uint8 [B, H, W, 3], targets int64 [B])
     params  those of `nets`, or a copy on another GPU
     beta    weight of the transfer in this epoch, a 0-dim tensor
+    training  whether batch norm uses the batch's statistics
+
+    A teacher's maps are measured even if only --alpha is given.
     """
     images, targets = batch
     x = utils.cast(data.normalize(images), opt.dtype)
@@ -308,8 +311,8 @@ def student_loss(batch: tuple, params: dict, training: bool, beta, nets: Nets, o
 
 
 def make_loss(nets: Nets, opt, device_ids: list) -> Callable:
-    """loss_of(images, index, draws, targets, beta) -> (loss, float32 [terms]), with the gradients
-    of the loss: data augmentation and student_loss of the batch images[index]."""
+    """loss_of(images, index, draws, targets, beta) -> (loss, detached terms float32 [terms]): the
+    augmentation of images[index] and their student_loss. This is what --compile compiles."""
 
     def loss_of(images, index, draws, targets, beta):
         x = data.augment(images, index, draws, opt.randomcrop_pad)
@@ -332,7 +335,7 @@ def term_names(opt) -> list[str]:
 
 
 def make_step(loss_of: Callable, train_set: data.ImageSet, optimizer, graphed: bool) -> Callable:
-    """step(index, draws, beta) -> float32 [terms]: one step of SGD on the images [index].
+    """step(index, draws, beta) -> terms: one step of SGD on the images [index].
 
     graphed: replay it as a CUDA graph.
     """
@@ -391,15 +394,16 @@ def test_teacher(opt, teacher: weights.Net, nets: Nets, test_set) -> float | Non
         return None
     _, acc = test(nets.teacher, utils.part(nets.params, 'teacher'), test_set)
     print(f'teacher {opt.teacher_id}: test accuracy {acc:.2f} %')
-    first, last = (teacher.records[i] if teacher.records else {} for i in (0, -1))
+    last = teacher.records[-1] if teacher.records else {}
     logged = last.get('test_acc')
     known = isinstance(logged, (int, float)) and math.isfinite(logged)
-    comparable = known and first.get('validate', 0) == opt.validate
+    comparable = known and last.get('validate', 0) == opt.validate
     if comparable and not acc - 0.1 <= logged <= acc + 0.1:
         source = last.get('dataset', 'its data')
         source = last.get('dataroot', source) if source == 'folder' else source
-        text = f'its own log says {{}} on {source}: are these its weights, and is this its data?'
-        teachers.warn_of_teacher(opt.teacher_id, acc, logged, text)
+        says = f'its own log says {str(logged)[:6]} % on {source}'
+        asks = 'are these its weights, and is this its data?'
+        teachers.warn_of_teacher(opt.teacher_id, acc, f'{says}: {asks}')
     return acc
 
 
@@ -494,13 +498,13 @@ def main(argv=None):
     nets, train_set, test_set = prepare(run, device)
     run.describe(utils.part(nets.params, 'student'), train_set.classes)
     loss_of = make_loss(nets, opt, device_ids)
-    compile = opt.compile and not METHODS[opt.method].gradient
-    if opt.compile and not compile:
+    compilable = not METHODS[opt.method].gradient
+    if opt.compile and not compilable:
         print(
             f'--compile: --method {opt.method} differentiates twice, '
             'which is not compiled; going on without'
         )
-    compiled = devices.compiled(loss_of, device) if compile else loss_of
+    compiled = devices.compiled(loss_of, device) if opt.compile and compilable else loss_of
     run.options['compile'] = compiled is not loss_of
     graphed = compiled is not loss_of and device.type == 'cuda'
     optimizer = utils.make_optimizer(nets.params, opt, epoch=1)

@@ -286,6 +286,7 @@ def student_loss(batch: tuple, params: dict, training: bool, use_at: bool, nets:
     batch   (images uint8 [B, H, W, 3], targets int64 [B])
     params  those of `nets`, or a copy on another GPU
     use_at  whether the maps count in this epoch
+    training  whether batch norm uses the batch's statistics
     """
     images, targets = batch
     x = utils.cast(normalize(images), opt.dtype)
@@ -302,7 +303,8 @@ def student_loss(batch: tuple, params: dict, training: bool, use_at: bool, nets:
 
 
 def make_loss(nets: Nets, opt, device_ids: list) -> Callable:
-    """loss_of(images, targets, params, use_at) -> (loss, float32 [terms]), see student_loss."""
+    """loss_of(images, targets, params, use_at) -> (loss, detached terms float32 [terms]), see
+    student_loss. This is what --compile compiles."""
 
     def loss_of(images, targets, params, use_at):
         f = partial(student_loss, use_at=use_at, nets=nets, opt=opt)
@@ -325,7 +327,7 @@ def correct(logits, targets):
     return torch.stack([found[:, 0], found.any(1)])
 
 
-class Student(torch.nn.Module):
+class LossModule(torch.nn.Module):
     """The loss as a module with the student's parameters and statistics, for
     DistributedDataParallel: it averages the gradients of the ranks and copies the first rank's
     statistics to the others."""
@@ -360,7 +362,7 @@ def train_epoch(step_of: Callable, optimizer, train_set, run: runs.Run, checkpoi
     # Ranks share a batch. A rank without a part of the last, smaller one takes its first image with
     # weight 0.
     mine = [b[rank::world] if len(b) > rank else b[:1] for b in batches]
-    images_of = [len(b[rank::world]) for b in batches]
+    own_images = [len(b[rank::world]) for b in batches]
     names = term_names(opt)
     averages = Averages(names, epoch, opt.save, run.step, resumed_sums(run, len(names)))
 
@@ -374,11 +376,11 @@ def train_epoch(step_of: Callable, optimizer, train_set, run: runs.Run, checkpoi
         for i, (images, targets) in enumerate(loaded, run.step):
             loss, terms = step_of(images, targets, epoch >= opt.at_start)
             if world > 1:  # the mean over ranks of the gradients weighs each by its images
-                loss = loss * (images_of[i] * world / len(batches[i]))
+                loss = loss * (own_images[i] * world / len(batches[i]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            averages.add(terms, images_of[i])
+            averages.add(terms, own_images[i])
             bar.update(len(batches[i]))
             due = checkpoints.due() or i + 1 == len(batches)
             if (i + 1) % 20 == 0 or due:  # not in every step: reading stops the device
@@ -433,8 +435,8 @@ def test_teacher(opt, teacher: weights.Net, nets: Nets, val) -> float | None:
         expected = 100 - known
     margin = 300 * math.sqrt(0.25 / len(sample))  # three standard errors
     if isinstance(expected, (int, float)) and not expected - acc <= margin:
-        text = '{} is known of it: are these its weights?'
-        teachers.warn_of_teacher(source, acc, expected, text)
+        known = f'{str(expected)[:6]} % is known of it: are these its weights?'
+        teachers.warn_of_teacher(source, acc, known)
     return acc
 
 
@@ -543,7 +545,7 @@ def main(argv=None):
     loss_of = make_loss(nets, opt, device_ids)
     compiled = devices.compiled(loss_of, device) if opt.compile else loss_of
     run.options['compile'] = compiled is not loss_of
-    step_of = Student(compiled, nets.params)
+    step_of = LossModule(compiled, nets.params)
     if ranks.world_size() > 1:
         ids = device_ids if device.type == 'cuda' else None
         step_of = DistributedDataParallel(step_of, device_ids=ids)

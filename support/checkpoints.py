@@ -55,12 +55,13 @@ class Checkpoints:
             )
         if ranks.rank() == 0:
             runs.save_checkpoint(run.opt.save, checkpoint)
-        run.done = f'after step {step} of epoch {run.epoch + 1}'
+        run.progress = f'after step {step} of epoch {run.epoch + 1}'
         self.last = time.time()
-        asked = max([s for s in self.signals if s != signal.SIGUSR1], default=0)
+        own = max([s for s in self.signals if s != signal.SIGUSR1], default=0)
         self.signals.clear()
-        if asked := int(ranks.all_gather(torch.tensor([int(asked)])).max()):
-            raise Stopped(asked)
+        signum = int(ranks.all_gather(torch.tensor([int(own)])).max())
+        if signum:
+            raise Stopped(signum)
 
 
 def resumed_sums(run: runs.Run, n: int) -> torch.Tensor:

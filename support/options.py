@@ -42,8 +42,10 @@ class Parser(argparse.ArgumentParser):
     def takes(self, name: str, value) -> bool:
         """Whether --name can have this value, read from a log or a checkpoint."""
         action = next((a for a in self._actions if a.dest == name), None)
-        if action is None or value == action.default and type(value) is type(action.default):
-            return action is not None
+        if action is None:
+            return False
+        if value == action.default and type(value) is type(action.default):
+            return True
         if action.nargs == 0:
             return type(value) is bool
         text = value if isinstance(value, str) else json.dumps(value)

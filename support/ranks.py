@@ -1,4 +1,4 @@
-"""The processes that torchrun starts: ranks, gathering, errors printed once.
+"""The processes that torchrun starts: ranks, gathering, a user's errors printed once.
 
 A program that does not call `join` is one process, whatever the environment says.
 """

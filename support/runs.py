@@ -36,14 +36,14 @@ class Run:
     facts: dict = field(default_factory=dict)  # checksums that must not change, and more
     about: dict = field(default_factory=dict)  # what every log line says of the run
     curves: object = None  # a tensorboard writer
-    done: str = ''  # how far the last checkpoint is
+    progress: str = ''  # how far the last checkpoint is
 
     def __post_init__(self):
         if self.checkpoint:
             self.epoch, self.step = self.checkpoint['epoch'], self.checkpoint['step']
             self.log = list(self.checkpoint['log'])
         self.options = run_options(self.opt)
-        self.done = f'after epoch {self.epoch} of {self.opt.epochs}'
+        self.progress = f'after epoch {self.epoch} of {self.opt.epochs}'
 
     def check_facts(self, **checksums) -> None:
         """Keep the checksums of 'data' and 'teacher' in `facts`. Raises UserError if one differs
@@ -81,7 +81,8 @@ class Run:
             load_optimizer(optimizer, self.checkpoint)
 
     def describe(self, params: dict, classes: list, **more) -> None:
-        """Set what every log line says of the run; params: the student's."""
+        """Set what every log line says of the run; params: those of all nets, of which only the
+        trained ones count."""
         self.about = {
             'teacher_test_acc': self.facts['teacher_test_acc'],
             'initial_lr': self.opt.lr,
@@ -109,7 +110,7 @@ class Run:
             except Stopped as e:
                 alone = ' alone, without a path,' if isinstance(opt.resume, str) else ''
                 alone = '' if self.here else alone
-                e.hint = f'the same command with --resume{alone} goes on {self.done}'
+                e.hint = f'the same command with --resume{alone} goes on {self.progress}'
                 raise
 
     def make_checkpoint(self, params: dict, optimizer, step: int = 0, sums=()) -> dict:
@@ -149,7 +150,7 @@ class Run:
             save_run(self.opt.save, self.make_checkpoint(params, optimizer))
             if self.curves:
                 logs.write_curves(self.curves, record)
-        self.done = f'after epoch {epoch} of {self.opt.epochs}'
+        self.progress = f'after epoch {epoch} of {self.opt.epochs}'
         ranks.print_first(logs.epoch_line(record))
 
 

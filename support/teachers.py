@@ -33,9 +33,10 @@ def check_classes(option: str, net: Net, classes: list) -> None:
 
 
 def seed_initial_values(opt, teacher: Net | None) -> None:
-    """Seed the draws of the student's initial values from --seed, --depth and --width.
+    """Seed the draws of the student's initial values from --seed, --depth and --width, and from
+    the teacher if it has the same shape.
 
-    Otherwise a student with its teacher's shape and seed would draw the teacher's initial values.
+    Otherwise such a student would draw its teacher's initial values.
     """
     same = teacher is not None and resnet.same_shape(teacher.params, opt.depth, opt.width)
     of_teacher = same and checksum(teacher.params.values())
@@ -50,13 +51,11 @@ def can_be_tested(source: str, teacher: Net, classes: list) -> bool:
     return False
 
 
-def warn_of_teacher(source: str, acc: float, expected: float, text: str) -> None:
+def warn_of_teacher(source: str, acc: float, but: str) -> None:
     """Print that the accuracy is not as expected. A broken teacher teaches nothing, and nothing
-    else shows it. text: ends the line, with {} for the expected accuracy."""
+    else shows it."""
     ranks.print_first(
-        f'warning: teacher {source} has test accuracy {acc:.2f} %, '
-        f'but {text.format(f"{str(expected)[:6]} %")}',
-        sys.stderr,
+        f'warning: teacher {source} has test accuracy {acc:.2f} %, but {but}', sys.stderr
     )
 
 
