@@ -13,20 +13,25 @@ picture; or, in numbers, how far the maps of nets are from those of their teache
     # a table, on all test images
     python scripts/attention.py --agreement --weights logs/teacher logs/student logs/at
 
-A map is utils.at of a group's output (--maps; the sum over channels of |A|^2 where it is not
-given), enlarged to the image and laid over it in colour, from blue, its smallest value, to red, its
-largest. Gradient attention (--gradient) is the derivative of the cross-entropy for the image's
-class by the image; where that class is not known, or none of the net's, for the class that the net
-takes it for. Beside or beneath the maps of a net stands what it takes the image for.
+A map is utils.at of a group's output (--maps, default: the sum over channels of |A|^2), enlarged to
+the image and laid over it in colour, from blue (its smallest value) to red (its largest). Gradient
+attention (--gradient) is the derivative of the cross-entropy with respect to the image, the largest
+over the colours. It is taken for the image's class, or for the predicted class if the net does not
+know that. The predicted class is written beside or beneath the maps of a net.
 
---agreement tells the mean over the test images of the squared distance of two normalised maps, the
-student's and the teacher's, a group: what utils.at_loss is times the number of map elements. It
-lies in 0 .. 2 whatever the size of a map.
+Images from --images are shrunk until their longer side has --image_size pixels (default: 32 if the
+first net is one of cifar.py, else as its run has it, or 224). Those of a data set are shrunk only
+if --image_size is given. Photographs of a run are cropped to it (default: as the run has it).
+
+--agreement prints, for each group, the squared distance of a student's normalised map from the
+teacher's, averaged over the test images: utils.at_loss times the number of map elements. It lies in
+0 .. 2, whatever the size of the map.
 """
 
 import itertools
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +48,13 @@ import data
 import plot
 import resnet
 import utils
-from utils import UserError, number
+from support import photographs, program
+from support.files import check_writable, write_atomically, write_text
+from support.logs import check_logged_folder, class_names
+from support.options import Parser, number
+from support.program import UserError
+from support.teachers import check_classes, same_classes
+from support.weights import load_net
 
 DATASETS = ['CIFAR10', 'CIFAR100', 'folder', 'shapes']
 # The mapping functions of the paper's Table 2: how they are written, and the arguments of utils.at.
@@ -54,28 +65,74 @@ MAPS = {
     'max': ('max |A|', {'p': 1, 'map': 'max'}),
 }
 
-parser = utils.Parser(__doc__)
-# fmt: off
-parser.add_argument('--weights', nargs='+', required=True, metavar='W', help='run folders, or weights files whose names tell the net')
-parser.add_argument('--labels', nargs='+', metavar='NAME', help="a name for each of them (default: the folder's or file's)")
-parser.add_argument('--images', nargs='+', metavar='PATH', help='image files, or folders of them')
-parser.add_argument('--dataset', choices=DATASETS, help='show its test images, each class in turn (default: the set or photographs that the first run was trained on, or shapes)')
-parser.add_argument('--dataroot', help="folder of the data set's files or photographs (default: that of the run, or .)")
-parser.add_argument('--n', default=6, type=number(int, 1, 100), help='number of images (default: 6)')
-parser.add_argument('--image_size', type=number(int, 8, 1024), help='larger images are shrunk until their longer side has so many pixels (default: of --images 32 where the first net is one of cifar.py, else the size of its run, or 224; of a data set their own size); of the photographs of a run, the side of the crop (default: that of the run)')
-parser.add_argument('--maps', nargs='+', default=['sum2'], choices=[*MAPS, 'all'], help='mapping functions over the channels: sum |A|, sum |A|^2, sum |A|^4, max |A| (paper, and default: sum2)')
-parser.add_argument('--gradient', action='store_true', help='show gradient attention too: |d loss / d image|, the largest over the colour channels; the highest 1 %% of it all in red')
-parser.add_argument('--layout', default='columns', choices=['columns', 'rows'], help='columns: a row an image, nets side by side; rows: nets beneath each other, a column a group (default: columns)')
-parser.add_argument('--agreement', action='store_true', help="no picture, but a table: on all test images, how far each net's maps are from those of the first of --weights, its teacher, where the net's answer is right and where it is wrong")
-parser.add_argument('--save', metavar='FILE', help='the picture, .png (default: attention.png); with --agreement the table as Markdown, .md (default: it is printed only)')
-# fmt: on
+parser = Parser(__doc__)
+add = parser.add_argument
+add(
+    '--weights',
+    nargs='+',
+    required=True,
+    metavar='W',
+    help='run folders, or weights files whose names tell the net',
+)
+add(
+    '--labels',
+    nargs='+',
+    metavar='NAME',
+    help="a name for each of them (default: the folder's or file's)",
+)
+add('--images', nargs='+', metavar='PATH', help='image files, or folders of them')
+add(
+    '--dataset',
+    choices=DATASETS,
+    help='show its test images, classes in turn (default: the data of the first run, or shapes)',
+)
+add(
+    '--dataroot',
+    help="folder of the data set's files or photographs (default: as the run has it, or .)",
+)
+add('--n', default=6, type=number(int, 1, 100), help='number of images (default: 6)')
+add(
+    '--image_size',
+    type=number(int, 8, 1024),
+    help='longest side in pixels, or crop of photographs (default: as the net was trained)',
+)
+add(
+    '--maps',
+    nargs='+',
+    default=['sum2'],
+    choices=[*MAPS, 'all'],
+    help='sum over channels of |A|^1, |A|^2, |A|^4, or max of |A| (paper, default: sum2)',
+)
+add(
+    '--gradient',
+    action='store_true',
+    help='add |d loss / d image|, maximum over colours; its top 1 %% is all red',
+)
+add(
+    '--layout',
+    default='columns',
+    choices=['columns', 'rows'],
+    help='columns: nets side by side; rows: nets beneath each other (default: columns)',
+)
+add(
+    '--agreement',
+    action='store_true',
+    help='print a table: distance of maps from those of the first net, on all test images',
+)
+add(
+    '--save',
+    metavar='FILE',
+    help='picture, .png (default: attention.png); with --agreement: table, .md (default: none)',
+)
 
 
-class Net(NamedTuple):
+class LabelledNet(NamedTuple):
+    """A support.weights.Net with the label that it is shown under."""
+
     label: str
-    f: object
+    f: Callable
     params: dict
-    records: list  # lines of its log, [] of a weights file
+    records: list
 
     def logits_and_groups(self, images):
         """(logits [B, K], groups) of uint8 images [B, H, W, 3], in float32."""
@@ -96,7 +153,7 @@ def main(argv=None):
     maps = list(MAPS) if 'all' in opt.maps else list(dict.fromkeys(opt.maps))
     check_options(opt, given, maps)
     labels = opt.labels or [Path(w).resolve().stem for w in opt.weights]
-    nets = [Net(label, *resnet.load_net(w)) for label, w in zip(labels, opt.weights)]
+    nets = [LabelledNet(label, *load_net(w)) for label, w in zip(labels, opt.weights)]
     if opt.agreement:
         return tell_agreement(opt, nets, maps[0])
     images, classes = find_images(opt, nets)
@@ -110,7 +167,7 @@ def main(argv=None):
     save = Path(opt.save or 'attention.png')
     save.parent.mkdir(parents=True, exist_ok=True)
     figure = {'columns': draw_columns, 'rows': draw_rows}[opt.layout](rows, classes)
-    utils.write_atomically(save, lambda file: figure.savefig(file, format='png'))
+    write_atomically(save, lambda file: figure.savefig(file, format='png'))
     plt.close(figure)
     print(f'wrote {save}')
 
@@ -130,9 +187,9 @@ def check_options(opt, given, maps):
     if opt.save:
         if Path(opt.save).suffix != suffix:
             raise UserError(f'--save {opt.save}: must end in {suffix}')
-        utils.check_writable(Path(opt.save).parent)
+        check_writable(Path(opt.save).parent)
     elif not opt.agreement:
-        utils.check_writable('.')
+        check_writable('.')
     if opt.images and (opt.dataset or opt.dataroot):
         raise UserError('--images and --dataset: give one of them')
     if opt.labels and len(opt.labels) != len(opt.weights):
@@ -169,7 +226,7 @@ def choose_set(opt, nets):
     dataset = opt.dataset or (run['dataset'] if run.get('dataset') in DATASETS else 'shapes')
     logged = run.get('dataroot') if isinstance(run.get('dataroot'), str) else None
     if logged and dataset == 'folder' and not opt.dataroot:
-        utils.check_logged_folder(f'--weights {opt.weights[0]}', 'images', logged, '--images')
+        check_logged_folder(f'--weights {opt.weights[0]}', 'images', logged, '--images')
     return dataset, opt.dataroot or logged or '.'
 
 
@@ -205,21 +262,21 @@ def choose_photographs(opt, run):
     """(n photographs of val/ of a run of imagenet.py, the first of each class in turn, each with
     its class; all the class names), in the view that the run is tested on. Sets --image_size to its
     side where it was not given."""
-    val = scan_photographs(opt, run)
+    val = val_photographs(opt, run)
     names, files = zip(*in_turn(val, opt.n))
-    views = data.in_threads(lambda f: data.centre_view(f, opt.image_size), files, 'decoding')
+    views = data.in_threads(lambda f: photographs.centre_view(f, opt.image_size), files, 'decoding')
     return list(zip(names, views)), list(val)
 
 
-def scan_photographs(opt, run):
-    """{class: [files]} of val/ of a run of imagenet.py. Sets --image_size to the side that it is
-    tested at where it was not given."""
+def val_photographs(opt, run):
+    """{class: [files]} of val/ of a run of imagenet.py. Sets --image_size, if it was not given, to
+    the side that the run is tested at."""
     root, run_folder = opt.dataroot or str(run['imagenetpath']), opt.weights[0]
     if not opt.dataroot:
-        utils.check_logged_folder(f'--weights {run_folder}', 'photographs', root, '--images')
+        check_logged_folder(f'--weights {run_folder}', 'photographs', root, '--images')
     opt.image_size = side_of(opt, run)
     option = '--dataroot' if opt.dataroot else f'--weights {run_folder}: its --imagenetpath'
-    return data.scan_photographs(root, option)[1]
+    return photographs.scan_photographs(root, option)[1]
 
 
 def side_of(opt, run):
@@ -227,7 +284,8 @@ def side_of(opt, run):
     side = opt.image_size or run.get('image_size', 224)
     if type(side) is not int or not 8 <= side <= 1024:
         raise UserError(
-            f'--weights {opt.weights[0]}: its log has the impossible image_size {side}; give --image_size'
+            f'--weights {opt.weights[0]}: its log has the impossible image_size {side}; '
+            'give --image_size'
         )
     return side
 
@@ -268,7 +326,7 @@ def look(image, net, maps, gradient, name, classes):
     name: what is known of the image, its class if it is one of `classes`."""
     x = torch.from_numpy(image)[None]
     logits, groups = net.logits_and_groups(x)
-    names = utils.class_names(net.records) or classes
+    names = class_names(net.records) or classes
     names = names if len(names) == logits.shape[1] else []
     taken_for = int(logits.argmax())
     known = name in classes and name in names
@@ -312,6 +370,15 @@ SIDE = 128  # of an image, at most
 GAP, BREAK, LINE = 3, 18, 17  # between images, between nets or blocks, of a line of text
 
 
+class Place(NamedTuple):
+    """Where a line of text stands, in pixels."""
+
+    x: float  # of its left end, middle or right end, as `ha` says
+    y: float  # of its upper end
+    width: float  # at most
+    ha: str = 'center'  # or 'left', 'right'
+
+
 def draw_columns(rows, classes):
     """A row an image: the image, then the maps of each net, a column a group, nets set apart."""
     width, height = cell(rows)
@@ -336,7 +403,7 @@ def draw_columns(rows, classes):
         for start, wide, strip in zip(starts, widths, strips):
             for i, (_, picture) in enumerate(panels(strip, image)):
                 put_image(page, picture, start + i * (width + GAP), y, width, height)
-            put_answer(page, strip, name, classes, start + wide / 2, y + height, wide, 'center')
+            put_answer(page, strip, name, classes, Place(start + wide / 2, y + height, wide))
     return page
 
 
@@ -384,21 +451,22 @@ def column_head(i, rows):
     return f'group {i}, {maps[0].shape[1]}×{maps[0].shape[0]}' if len(shapes) == 1 else f'group {i}'
 
 
-def put_lines(page, strip, name, classes, x, y, width=SIDE + BREAK):
-    """Label, mapping function and answer of a strip beneath each other, x being their right end and
-    y their middle."""
+def put_lines(page, strip, name, classes, x, y):
+    """Label, mapping function and answer of a strip beneath each other, with their right end at x
+    and their middle at y."""
     label = textwrap.wrap(strip.label, 15, max_lines=3, placeholder='…')
     y -= LINE * (len(label) + bool(strip.mapping) + (strip.answer is not None)) / 2
     for line, weight in [(v, 'bold') for v in label] + [(strip.mapping, 'normal')]:
-        put_text(page, line, x, y, width, weight=weight, ha='right')
+        put_text(page, line, x, y, SIDE + BREAK, weight=weight, ha='right')
         y += LINE if line else 0
-    put_answer(page, strip, name, classes, x, y, width, 'right')
+    put_answer(page, strip, name, classes, Place(x, y, SIDE + BREAK, 'right'))
 
 
-def put_answer(page, strip, name, classes, x, y, width, ha):
+def put_answer(page, strip, name, classes, place):
+    """What the net takes the image for, if that has a name."""
     if strip.answer is not None:
         colour = verdict(name, strip.answer, classes)
-        put_text(page, f'→ {strip.answer}', x, y, width, color=colour, ha=ha)
+        put_text(page, f'→ {strip.answer}', *place, color=colour)
 
 
 def new_page(width, height, margin=6, dpi=110):
@@ -418,12 +486,12 @@ def put_image(page, image, x, y, width, height):
     page.figimage(image, page.margin + left, H - page.margin - upper - h, origin='upper')
 
 
-def put_text(page, text, x, y, width, ha='center', fontsize=8.5, **style):
-    """One line of text whose upper end is at y; of one wider than `width` the middle is left out,
-    as file names differ at their ends."""
+def put_text(page, text, x, y, width, ha='center', **style):
+    """One line of text with its upper end at y. If it is wider than `width`, the middle is cut out,
+    because file names differ at their ends."""
     W, H = page.get_size_inches() * page.dpi
     place = [(page.margin + x) / W, 1 - (page.margin + y + LINE / 2) / H]
-    style |= {'va': 'center_baseline', 'ha': ha, 'fontsize': fontsize, 'parse_math': False}
+    style |= {'va': 'center_baseline', 'ha': ha, 'fontsize': 8.5, 'parse_math': False}
     shown = page.text(*place, text, **style)
     kept = len(text)
     while kept > 1 and shown.get_window_extent(page.canvas.get_renderer()).width > width:
@@ -458,24 +526,27 @@ def tell_agreement(opt, nets, key):
     check_kinds(opt.weights, nets)
     batches, classes, n, source = open_batches(opt, nets)
     for weights, net in zip(opt.weights[1:], students):
-        utils.check_classes(f'--weights {weights}', net.params, net.records, classes)
-    if not utils.same_classes(teacher.params, teacher.records, classes):
+        check_classes(f'--weights {weights}', net, classes)
+    if not same_classes(teacher.params, teacher.records, classes):
         print(
-            f'warning: --weights {opt.weights[0]}: the teacher was trained on other classes than {source} has',
+            f'warning: --weights {opt.weights[0]}: '
+            f'the teacher was trained on other classes than {source} has',
             file=sys.stderr,
         )
     with data.progress(n, 'comparing') as bar:
         distances = measure(batches, teacher, students, MAPS[key][1], bar.update)
     written, _ = MAPS[key]
     text = (
-        f'Mean over the {n:,} test images of {source} of the squared distance of two maps, {written} over the channels, l2-normalised: '
-        f'between those of a net and of its teacher, {teacher.label}. 0: they are the same; 2: no place is in both.\n\n'
+        f'Mean over the {n:,} test images of {source} of the squared distance of two maps, '
+        f'{written} over the channels, l2-normalised: '
+        f'between those of a net and of its teacher, {teacher.label}. '
+        '0: they are the same; 2: no place is in both.\n\n'
         f'{plot.markdown(agreement_rows(students, distances))}\n'
     )
     print(text, end='')
     if opt.save:
         Path(opt.save).parent.mkdir(parents=True, exist_ok=True)
-        utils.write_text(opt.save, text)
+        write_text(opt.save, text)
         print(f'wrote {opt.save}')
 
 
@@ -485,7 +556,8 @@ def check_kinds(weights, nets):
         if net.is_small() != nets[0].is_small():
             kinds = {True: 'small images, with 3 groups', False: 'photographs, with 4 groups'}
             raise UserError(
-                f'--agreement: {weights[0]} is a net for {kinds[nets[0].is_small()]}, {path} one for {kinds[net.is_small()]}'
+                f'--agreement: {weights[0]} is a net for {kinds[nets[0].is_small()]}, '
+                f'{path} one for {kinds[net.is_small()]}'
             )
 
 
@@ -496,7 +568,7 @@ def open_batches(opt, nets):
     imagenet.py tests."""
     run = first_record(nets)
     if shows_photographs(opt, nets):
-        folder, name = scan_photographs(opt, run), opt.dataroot or run['imagenetpath']
+        folder, name = val_photographs(opt, run), opt.dataroot or run['imagenetpath']
     else:
         dataset, dataroot = choose_set(opt, nets)
         if dataset != 'folder':
@@ -523,16 +595,19 @@ def decoded_whole(files, size=250):
         for i, image in zip(index, images):
             if image.shape != shape:
                 raise UserError(
-                    f'{files[i]}: is {image.shape[1]}x{image.shape[0]}, the first image is {shape[1]}x{shape[0]}; all must have one size'
+                    f'{files[i]}: is {image.shape[1]}x{image.shape[0]}, '
+                    f'the first image is {shape[1]}x{shape[0]}; all must have one size'
                 )
         yield index, torch.from_numpy(np.stack(images))
 
 
 def centres(files, side, size=50):
-    """(indices, uint8 [B, side, side, 3]) of batches of photographs, in the view of
-    data.centre_view."""
+    """(indices, uint8 [B, side, side, 3]) of batches of photographs, each as
+    photographs.centre_view shows it."""
     indices = torch.arange(len(files)).split(size)
-    return data.load_batches(indices, lambda i, out: data.centre_view(files[i], side, out), side)
+    return photographs.load_batches(
+        indices, lambda i, out: photographs.centre_view(files[i], side, out), side
+    )
 
 
 @torch.inference_mode()
@@ -586,4 +661,4 @@ def agreement_rows(students, distances):
 
 
 if __name__ == '__main__':
-    sys.exit(utils.call_main(main))
+    sys.exit(program.call_main(main))

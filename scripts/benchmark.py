@@ -50,7 +50,13 @@ import cifar
 import data
 import resnet
 import utils
-from utils import UserError, number
+from support import program
+from support.devices import Graphed, choose_device, compiler_works, keep_freed_memory, to_device
+from support.files import check_writable, write_text
+from support.options import Parser, number
+from support.photographs import scan_photographs, train_view
+from support.program import UserError
+from support.weights import save_params
 
 # name: (what it is, dtype, whether it compiles)
 VARIANTS = {
@@ -77,32 +83,86 @@ def variants(text):
     return list(dict.fromkeys(chosen))
 
 
-parser = utils.Parser(__doc__)
-# fmt: off
-parser.add_argument('--rounds', default=7, type=number(int, 1), help='turns of each; the median is printed (default: 7)')
-parser.add_argument('--steps', default=40, type=number(int, 1), help='steps a turn (default: 40)')
-parser.add_argument('--batch_size', default=128, type=number(int, 1), help='images a step (paper: 128)')
-parser.add_argument('--images', default=50000, type=number(int, 1), help='images in memory, or to decode (CIFAR: 50000)')
-parser.add_argument('--only', default=list(VARIANTS), type=variants, metavar='LIST', help='of a,b,c,d,e, such as a,e (default: all)')
-parser.add_argument('--nthread', default=0, type=number(int, 0), help='CPU threads of each (default: 0, one a core)')
-parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda', 'mps'], help='auto: cuda where there is one, else cpu')
-parser.add_argument('--json', metavar='FILE', help='also write everything measured there')
-parser.add_argument('--profile', action='store_true', help='afterwards print where the time of b, c, d goes')
-parser.add_argument('--decode', action='store_true', help='instead: decode --images WebP files of 32x32 pixels, as --dataset folder does')
-parser.add_argument('--input', metavar='DIR', help='instead: the input pipeline of imagenet.py on the photographs in DIR, on one core')
-parser.add_argument('--memory', action='store_true', help='instead: the resident memory of imagenet.py, with attention transfer, after each epoch; Linux only')
-parser.add_argument('--imagenetpath', metavar='DIR', help='of --memory: the photographs DIR/train/CLASS/* and DIR/val/CLASS/*')
-parser.add_argument('--epochs', default=20, type=number(int, 20), help='of --memory: epochs that are looked at, 20 or more (default: 20)')
-parser.add_argument('--options', default='', help='of --memory: further options of imagenet.py, in one string')
-# fmt: on
+parser = Parser(__doc__)
+add = parser.add_argument
+add(
+    '--rounds',
+    default=7,
+    type=number(int, 1),
+    help='turns of each variant; their median is printed (default: 7)',
+)
+add('--steps', default=40, type=number(int, 1), help='steps per turn (default: 40)')
+add(
+    '--batch_size',
+    default=128,
+    type=number(int, 1),
+    help='images per step (paper, default: 128)',
+)
+add(
+    '--images',
+    default=50000,
+    type=number(int, 1),
+    help='images in memory, or to decode (CIFAR, default: 50000)',
+)
+add(
+    '--only',
+    default=list(VARIANTS),
+    type=variants,
+    metavar='LIST',
+    help='of a,b,c,d,e, such as a,e (default: all)',
+)
+add(
+    '--nthread',
+    default=0,
+    type=number(int, 0),
+    help='CPU threads of each variant (default: 0, one per core)',
+)
+add(
+    '--device',
+    default='auto',
+    choices=['auto', 'cpu', 'cuda', 'mps'],
+    help='auto: cuda if there is one, else cpu (default: auto)',
+)
+add('--json', metavar='FILE', help='also write everything measured to FILE')
+add('--profile', action='store_true', help='also print where the time of b, c and d goes')
+add(
+    '--decode',
+    action='store_true',
+    help='instead: decode --images WebP files of 32x32 pixels, as --dataset folder does',
+)
+add(
+    '--input',
+    metavar='DIR',
+    help='instead: the input pipeline of imagenet.py on the photographs in DIR, on one core',
+)
+add(
+    '--memory',
+    action='store_true',
+    help='instead: resident memory of imagenet.py with AT, after each epoch; Linux only',
+)
+add(
+    '--imagenetpath',
+    metavar='DIR',
+    help='for --memory: the photographs DIR/{train,val}/CLASS/*',
+)
+add(
+    '--epochs',
+    default=20,
+    type=number(int, 20),
+    help='for --memory: epochs to watch, at least 20 (default: 20)',
+)
+add('--options', default='', help='for --memory: more options of imagenet.py, in one string')
 
 
 # ------------------------ ours
 
 
 def cifar_options(opt, dtype):
-    """What cifar.py would make of the command that this measures."""
-    argv = f'--beta {BETA} --alpha 0 --epoch_step [60,120,160] --dtype {dtype} --batch_size {opt.batch_size} --nthread {opt.nthread} --device {opt.device}'
+    """The options of cifar.py for the step that is measured."""
+    argv = (
+        f'--teacher_id wrn_16_2 --beta {BETA} --alpha 0 --epoch_step [60,120,160] --dtype {dtype} '
+        f'--batch_size {opt.batch_size} --nthread {opt.nthread} --device {opt.device}'
+    )
     return cifar.parser.parse(argv.split())[0]
 
 
@@ -114,35 +174,34 @@ def random_set(n):
 
 
 def make_nets(device):
-    """(f_student, f_teacher, params), as cifar.main makes them."""
+    """cifar.Nets of the student and the teacher, with random values."""
     torch.manual_seed(0)
     params, functions = {}, []
     for base, (depth, width) in ('student.', STUDENT), ('teacher.', TEACHER):
         f, p = resnet.wrn(depth, width, 10)
         functions.append(f)
-        params |= {base + k: v for k, v in utils.to_device(p, device).items()}
+        params |= {base + k: v for k, v in to_device(p, device).items()}
     params = {k: v.detach() if k.startswith('teacher.') else v for k, v in params.items()}
-    return *functions, params
+    return cifar.Nets(*functions, params)
 
 
 def ours(opt, dtype, compiled):
-    """run(steps) of cifar.train_epoch on so many batches of the set."""
-    utils.keep_freed_memory()
+    """run(steps): cifar.train_epoch on so many batches of the set."""
+    keep_freed_memory()
     options = cifar_options(opt, dtype)
-    device, device_ids = utils.choose_device(options)
-    f_student, f_teacher, params = make_nets(device)
-    loss_of = cifar.make_loss(f_student, f_teacher, options, device_ids)
+    device, device_ids = choose_device(options)
+    nets = make_nets(device)
+    loss_of = cifar.make_loss(nets, options, device_ids)
     if compiled:
         loss_of = torch.compile(loss_of, dynamic=False)
-    options.compile = compiled
-    optimizer = utils.make_optimizer(params, options, epoch=1)
+    optimizer = utils.make_optimizer(nets.params, options, epoch=1)
     whole = random_set(opt.images).to(device)
-    step_of = cifar.make_step(loss_of, whole, params, optimizer, options)
+    step = cifar.make_step(loss_of, whole, optimizer, compiled and device.type == 'cuda')
 
     def run(steps):
         n = steps * options.batch_size
         part = data.ImageSet(whole.images[:n], whole.labels[:n], whole.classes)
-        cifar.train_epoch(1, step_of, part, options)
+        cifar.train_epoch(1, step, part, options)
 
     return run
 
@@ -155,8 +214,8 @@ def published(opt, dtype, compiled):
     import torchvision.transforms as T
     from PIL import Image
 
-    device, _ = utils.choose_device(cifar_options(opt, dtype))
-    _, _, params = make_nets(device)
+    device, _ = choose_device(cifar_options(opt, dtype))
+    params = make_nets(device).params
     params = {k: v.detach().contiguous().requires_grad_(v.requires_grad) for k, v in params.items()}
     trainable = [v for v in params.values() if v.requires_grad]
     optimizer = torch.optim.SGD(trainable, 0.1, momentum=0.9, weight_decay=5e-4)
@@ -273,7 +332,7 @@ def bound(opt, dtype, compiled):
         return args[0]  # Graphed wants a tensor
 
     # Else a GPU would wait for Python.
-    play = utils.Graphed(play) if calls[0][1][0].is_cuda else play
+    play = Graphed(play) if calls[0][1][0].is_cuda else play
 
     def run(steps):
         for _ in range(steps):
@@ -416,7 +475,7 @@ def measure(opt):
             running[name].ask(opt.steps, watched=True)  # starts and compiles
             running[name].start_time = time.perf_counter() - start
             # Until nothing is recorded any more, either.
-            for _ in range(1 + utils.Graphed.WARM_UP // opt.steps):
+            for _ in range(1 + Graphed.WARM_UP // opt.steps):
                 running[name].ask(opt.steps, watched=True)
         for i in range(opt.rounds):
             for name in opt.only[:: -1 if i % 2 else 1]:
@@ -446,7 +505,8 @@ def machine():
     # Processors of one name may differ tenfold in what they compute in a cycle.
     cpu += f' ({torch.backends.cpu.get_cpu_capability()})'
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
-    return f'{cpu}, {os.cpu_count()} cores, {gpu}; torch {torch.__version__}; {time.strftime("%Y-%m-%d")}'
+    versions = f'torch {torch.__version__}; {time.strftime("%Y-%m-%d")}'
+    return f'{cpu}, {os.cpu_count()} cores, {gpu}; {versions}'
 
 
 def table(opt, running):
@@ -513,7 +573,7 @@ def input_pipeline(opt):
         data.decode_bgr(file, data.read_image(file))
 
     def ours(turn, i, file):
-        data.train_view(file, 224, 0, turn, i, out)
+        train_view(file, 224, 0, turn, i, out)
 
     def torchvisions(turn, i, file):
         theirs(Image.open(file).convert('RGB'))
@@ -528,7 +588,8 @@ def input_pipeline(opt):
     rates = {f: len(files) / statistics.median(times[1:]) for f, times in seconds.items()}
     for f, rate in rates.items():
         print(
-            f'{f.__name__:14}{rate:7.0f} img/s a core, {rate / rates[torchvisions]:.2f} times torchvision, '
+            f'{f.__name__:14}{rate:7.0f} img/s a core, '
+            f'{rate / rates[torchvisions]:.2f} times torchvision, '
             f'{rate / rates[decode_alone]:.0%} of decoding alone'
         )
 
@@ -539,20 +600,25 @@ def input_pipeline(opt):
 def memory(opt):
     """Resident memory of imagenet.py, a student with attention transfer from a ResNet-34, at the
     end of each epoch, and whether it grows. Returns the bytes of each."""
-    train, _ = data.scan_photographs(opt.imagenetpath)
+    train, _ = scan_photographs(opt.imagenetpath)
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / 'teacher.hkl'
         torch.manual_seed(0)
-        utils.save_params(teacher, resnet.resnet(34, 0.25, len(train))[1])
+        save_params(teacher, resnet.resnet(34, 0.25, len(train))[1])
         # One epoch more, so that the process is still there when the last one is looked at.
-        words = f'{PHOTOGRAPHS} --epochs {opt.epochs + 1} --batch_size {opt.batch_size} --nthread {opt.nthread} --device {opt.device}'
+        words = (
+            f'{PHOTOGRAPHS} --epochs {opt.epochs + 1} --batch_size {opt.batch_size} '
+            f'--nthread {opt.nthread} --device {opt.device}'
+        )
         words = [*words.split(), '--imagenetpath', opt.imagenetpath, *opt.options.split()]
         words += ['--teacher_params', str(teacher), '--save', str(Path(folder) / 'run')]
         sizes = watch([sys.executable, str(ROOT / 'imagenet.py'), *words], opt.epochs)
     early, middle, late = (v / 1e6 for v in medians(sizes))
     print(
-        f'medians of five epochs: {early:.1f} MB from the third on, {middle:.1f} MB from the middle on, {late:.1f} MB at the end; '
-        f'{late - middle:+.1f} MB in the second half: it {"grows" if grows(sizes) else "does not grow"}'
+        f'medians of five epochs: {early:.1f} MB from the third on, '
+        f'{middle:.1f} MB from the middle on, {late:.1f} MB at the end; '
+        f'{late - middle:+.1f} MB in the second half: '
+        f'it {"grows" if grows(sizes) else "does not grow"}'
     )
     return sizes
 
@@ -607,17 +673,17 @@ def main(argv=None):
     if opt.memory and not os.path.isdir('/proc/self'):
         raise UserError('--memory: there is no /proc on this system to read it from')
     if opt.json:
-        utils.check_writable(Path(opt.json).absolute().parent, '--json')
-    device, _ = utils.choose_device(cifar_options(opt, 'float'))
+        check_writable(Path(opt.json).absolute().parent, '--json')
+    device, _ = choose_device(cifar_options(opt, 'float'))
     print(machine())
     if opt.decode or opt.input:
         return decode(opt) if opt.decode else input_pipeline(opt)
     if opt.memory:
         record = {'machine': machine(), 'options': vars(opt), 'resident_bytes': memory(opt)}
         if opt.json:
-            utils.write_text(opt.json, json.dumps(record, indent=1) + '\n')
+            write_text(opt.json, json.dumps(record, indent=1) + '\n')
         return None
-    if {'c', 'd'} & set(opt.only) and not utils.compiler_works(device):
+    if {'c', 'd'} & set(opt.only) and not compiler_works(device):
         opt.only = [name for name in opt.only if name not in 'cd']
     # An empty cache, so that the memory of compiling is always counted.
     with tempfile.TemporaryDirectory() as cache:
@@ -626,7 +692,8 @@ def main(argv=None):
     rows = table(opt, running)
     print(f'batch {opt.batch_size}, medians of {opt.rounds} rounds of {opt.steps} steps')
     print(
-        f'{"":4}{"":21}{"dtype":10}{"img/s":>8}{"slowest-fastest":>17}{"of bound":>10}{"to a":>7}{"peak GB":>9}{"GPU GB":>8}{"start s":>9}'
+        f'{"":4}{"":21}{"dtype":10}{"img/s":>8}{"slowest-fastest":>17}{"of bound":>10}'
+        f'{"to a":>7}{"peak GB":>9}{"GPU GB":>8}{"start s":>9}'
     )
     for r in rows:
         share = f'{r["share_of_bound"]:.0%}' if r['share_of_bound'] else '-'
@@ -641,8 +708,8 @@ def main(argv=None):
     if opt.json:
         record = {'machine': machine(), 'options': vars(opt), 'rows': rows, 'profiles': profiles}
         record['times'] = {name: v.times for name, v in running.items()}
-        utils.write_text(opt.json, json.dumps(record, indent=1) + '\n')
+        write_text(opt.json, json.dumps(record, indent=1) + '\n')
 
 
 if __name__ == '__main__':
-    sys.exit(utils.call_main(main))
+    sys.exit(program.call_main(main))

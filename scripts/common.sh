@@ -70,9 +70,10 @@ find_cifar() {
   mkdir -p "$DATAROOT"
   # Fetched once, before runs side by side would do so into the same files.
   [ "$JOBS" = 1 ] || "$VENV_PYTHON" -c '
-import sys, data, utils
+import sys, data
+from support.program import call_main
 sys.argv[0] = "cifar.py"
-sys.exit(utils.call_main(lambda argv: data.open_sets(*argv), sys.argv[1:]))' "$1" "$DATAROOT"
+sys.exit(call_main(lambda argv: data.open_sets(*argv), sys.argv[1:]))' "$1" "$DATAROOT"
 }
 
 # cifar NAME OPTIONS...: the run LOGS/NAME. `${a[@]+"${a[@]}"}` is an array that may be empty, for bash 3.2.

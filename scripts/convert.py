@@ -1,6 +1,6 @@
-"""Converts nets between our files, torchvision's and ONNX; the logits stay the same.
+"""Convert nets between our files, torchvision's and ONNX. The logits stay the same.
 
-    # torchvision's weights, fetched once: a teacher for imagenet.py
+    # torchvision's weights, downloaded once: a teacher for imagenet.py
     python scripts/convert.py resnet34 resnet-34.hkl
     # for torchvision's resnet18, or as .safetensors
     python scripts/convert.py logs/resnet_18 resnet18.pth
@@ -9,8 +9,21 @@
     # photographs -> logits
     python scripts/convert.py logs/resnet_18 net.onnx --normalize
 
-What is written is float32. To torchvision's layout and back nothing changes but
+IN is a run folder or a weights file (.hkl, .pth, .pt7, .safetensors) of any net. If there is no
+such path, it is a model of torchvision: resnet18, resnet34, resnet50, resnet101, resnet152 or
+wide_resnet50_2. Its first weights (IMAGENET1K_V1) are downloaded.
+
+The suffix of OUT gives the format, always in float32:
+    .hkl                 our names
+    .pth, .safetensors   torchvision's names for a resnet; our names for wrn, nin, folded and affine
+    .onnx                `images` [batch, 3, H, W], RGB -> `logits` [batch, classes]
+
+--fold gives the layout of the released ResNet-18, ResNet-34 and WRN-50-2. A resnet in .onnx is
+always folded. The way to torchvision's layout and back changes nothing except
 num_batches_tracked, which becomes 0.
+
+--normalize uses the statistics of the training: CIFAR's for wrn and nin, ImageNet's for the others.
+--image_size defaults to that of a run of imagenet.py, else 32 for wrn and nin, 224 for the others.
 """
 
 import http.client
@@ -28,34 +41,48 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import resnet
-import utils
-from utils import UserError, number
+from support import program
+from support.files import check_writable, write_atomically
+from support.logs import class_names
+from support.options import Parser, number
+from support.program import UserError
+from support.weights import check_net, load_net, save_params, to_torchvision
 
 FORMATS = ('.hkl', '.pth', '.safetensors', '.onnx')
 MODELS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'wide_resnet50_2')
 
-parser = utils.Parser(__doc__)
-# fmt: off
-parser.add_argument('source', metavar='IN', help=f'a run folder or a weights file (.hkl, .pth, .pt7, .safetensors) of any net; or, where there is no such path, a model of torchvision, whose first weights (IMAGENET1K_V1) are fetched: {", ".join(MODELS)}')
-parser.add_argument('out', metavar='OUT', help='.hkl: our names; .pth or .safetensors: a resnet gets the names of torchvision, a net that torchvision does not have (wrn, folded, affine) keeps ours; .onnx: `images` [batch, 3, H, W], RGB -> `logits` [batch, classes]')
-parser.add_argument('--fold', action='store_true', help='fold the batch norms of a resnet into its convolutions, in float64: the layout of the released ResNet-18, ResNet-34 and WRN-50-2 (into .onnx a resnet goes so in any case)')
-parser.add_argument('--normalize', action='store_true', help='.onnx: images are uint8, and normalised in the graph as in training: as CIFAR for a wrn or nin, as ImageNet for the others (default: images are float32 that the caller has normalised so)')
-parser.add_argument('--image_size', type=number(int, 8, 4096), metavar='N', help='.onnx: height and width of the images in pixels (default: those of a run of imagenet.py; else 32 for a wrn or nin, 224 for the others)')
-parser.add_argument('--force', action='store_true', help='replace OUT where it exists')
-# fmt: on
+parser = Parser(__doc__)
+add = parser.add_argument
+add('source', metavar='IN', help='run folder, weights file, or a model of torchvision')
+add('out', metavar='OUT', help='.hkl, .pth, .safetensors or .onnx file, see above')
+add(
+    '--fold',
+    action='store_true',
+    help='fold the batch norms of a resnet into its convolutions, in float64',
+)
+add(
+    '--normalize',
+    action='store_true',
+    help='.onnx: take uint8 images, normalize them in the graph (default: normalized float32)',
+)
+add(
+    '--image_size',
+    type=number(int, 8, 4096),
+    metavar='N',
+    help='.onnx: image height and width (default: as the net was trained, or 32, 224)',
+)
+add('--force', action='store_true', help='overwrite OUT')
 
 
 def main(argv=None):
     opt, given = parser.parse(argv)
     out = Path(opt.out)
     check_out(out, opt.force, given)
-    f, params, records = resnet.load_net(
-        opt.source if os.path.exists(opt.source) else fetch(opt.source)
-    )
+    f, params, records = load_net(opt.source if os.path.exists(opt.source) else fetch(opt.source))
     # A graph is folded in any case: traced by torch 2.6, the padding of a resnet is a tensor, which
     # its convolutions refuse.
     if opt.fold or out.suffix == '.onnx' and resnet.layout(params) == 'resnet':
-        f, params = resnet.check_net(fold(params, opt.source), f'{opt.source}, folded')
+        f, params = check_net(fold(params, opt.source), f'{opt.source}, folded')
     kind, (depth, width, num_classes) = resnet.layout(params), resnet.net_shape(params)
     what = f'{kind} of depth {depth}, width {width:g}, {num_classes} classes'
     file = io.BytesIO()
@@ -68,14 +95,14 @@ def main(argv=None):
             )
         size = opt.image_size or logged or (32 if small else 224)
         scale = (data.MEAN, data.STD) if small else (data.IMAGENET_MEAN, data.IMAGENET_STD)
-        export(f, params, size, scale if opt.normalize else None, file, utils.class_names(records))
+        export(f, params, size, scale if opt.normalize else None, file, class_names(records))
         dtype = 'uint8' if opt.normalize else 'normalised float32'
         what += f', images [batch, 3, {size}, {size}] in {dtype}, cropped and resized by the caller'
     elif out.suffix != '.hkl':
         # Clones: of tensors that share memory torch.save writes all of it, and safetensors refuses
         # them.
         params = {k: v.clone() for k, v in params.items()}
-        params = utils.to_torchvision(params) if kind == 'resnet' else params
+        params = to_torchvision(params) if kind == 'resnet' else params
         what += f', {"names of torchvision" if kind == "resnet" else "our names"}'
         if kind == 'resnet' and width != 1 and (depth, width) != (50, 2):
             what += ' (it has no model of this width)'
@@ -85,9 +112,9 @@ def main(argv=None):
             file.write(safetensors.torch.save(params, {'format': 'pt'}))
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == '.hkl':
-        utils.save_params(out, params)
+        save_params(out, params)
     else:
-        utils.write_atomically(out, lambda temporary: temporary.write_bytes(file.getbuffer()))
+        write_atomically(out, lambda temporary: temporary.write_bytes(file.getbuffer()))
     print(f'wrote {out}: {what}')
 
 
@@ -105,7 +132,7 @@ def check_out(out, force, given):
         raise UserError(f'OUT {out}: is a folder; give the name of a file')
     if os.path.lexists(out) and not force:
         raise UserError(f'OUT {out}: is there already; give --force to replace it')
-    utils.check_writable(out.parent, 'OUT')
+    check_writable(out.parent, 'OUT')
     if out.suffix == '.onnx':
         try:
             import onnx  # noqa: F401
@@ -133,7 +160,8 @@ def fetch(name) -> Path:
         # RuntimeError: what came has another hash.
         except (OSError, http.client.HTTPException, RuntimeError) as e:
             raise UserError(
-                f'IN {name}: cannot fetch {url} ({e}); fetch it where there is a network, and give the file'
+                f'IN {name}: cannot fetch {url} ({e}); '
+                'fetch it where there is a network, and give the file'
             ) from e
     return file
 
@@ -145,7 +173,10 @@ def fold(params, source) -> dict:
     if kind != 'resnet':
         why = 'it has no batch norms'
         if kind == 'wrn':
-            why = 'its bn0 and bn follow sums, which cannot take them in, and no layout has only bn1 folded'
+            why = (
+                'its bn0 and bn follow sums, which cannot take them in, '
+                'and no layout has only bn1 folded'
+            )
         if kind == 'nin':
             why = 'folded, its names would be those of a NIN without ReLU before pooling'
         raise UserError(f'--fold: {source} is a net of the layout {kind}: {why}')
@@ -206,4 +237,4 @@ def export(f, params, size, scale, file, classes=()) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(utils.call_main(main))
+    sys.exit(program.call_main(main))

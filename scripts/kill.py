@@ -26,9 +26,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import data
-import utils
-from utils import UserError, number
+from support import program
+from support.logs import read_log
+from support.options import Parser, number
+from support.photographs import scan_photographs
+from support.program import UserError
+from support.runs import load_checkpoint
 
 SHAPES = '--dataset shapes --depth 10 --width 0.25 --batch_size 512 --resume'
 # A checkpoint every 0.3 s: several inside an epoch of a thousand photographs.
@@ -36,15 +39,23 @@ PHOTOGRAPHS = (
     '--depth 18 --width 0.125 --image_size 64 --batch_size 32 --checkpoint_minutes 0.005 --resume'
 )
 
-parser = utils.Parser(__doc__)
-# fmt: off
-parser.add_argument('--imagenetpath', metavar='DIR', help='kill imagenet.py, on the photographs DIR/train/CLASS/* and DIR/val/CLASS/* (default: cifar.py, on drawn shapes)')
-parser.add_argument('--kills', default=50, type=number(int, 1), help='how often to kill (default: 50)')
-parser.add_argument('--epochs', default=40, type=number(int, 1), help='length of a run; where it ends before the kills do, another begins (default: 40)')
-parser.add_argument('--seed', default=0, type=number(int, 0), help='of the random moments (default: 0)')
-parser.add_argument('--options', default='', help='further options of the script that is killed, in one string')
-parser.add_argument('--full_disk', action='store_true', help='fill the disk of cifar.py instead of killing')
-# fmt: on
+parser = Parser(__doc__)
+add = parser.add_argument
+add(
+    '--imagenetpath',
+    metavar='DIR',
+    help='kill imagenet.py on DIR/{train,val}/CLASS/* (default: cifar.py on drawn shapes)',
+)
+add('--kills', default=50, type=number(int, 1), help='how often to kill (default: 50)')
+add(
+    '--epochs',
+    default=40,
+    type=number(int, 1),
+    help='length of a run; a new run begins if it ends before the last kill (default: 40)',
+)
+add('--seed', default=0, type=number(int, 0), help='seed of the random moments (default: 0)')
+add('--options', default='', help='more options of the killed script, in one string')
+add('--full_disk', action='store_true', help='fill the disk of cifar.py instead of killing')
 
 
 def main(argv=None):
@@ -52,7 +63,7 @@ def main(argv=None):
     if opt.imagenetpath and opt.full_disk:
         raise UserError('--full_disk and --imagenetpath: give one of them')
     if opt.imagenetpath:
-        data.scan_photographs(opt.imagenetpath)
+        scan_photographs(opt.imagenetpath)
     with tempfile.TemporaryDirectory() as folder:
         (full_disk if opt.full_disk else kill_and_compare)(Path(folder), opt)
 
@@ -92,7 +103,8 @@ def kill_and_compare(folder, opt):
         compare(folder / 'whole', folder / 'killed')
         places = ', '.join(f'{epoch}+{step}' for epoch, step in stood)
         print(
-            f'run {runs}: killed {len(stood)} times, its checkpoint at epoch+step {places or "-"}: the same bits',
+            f'run {runs}: killed {len(stood)} times, '
+            f'its checkpoint at epoch+step {places or "-"}: the same bits',
             flush=True,
         )
         inside += sum(step > 0 for _, step in stood)
@@ -107,7 +119,7 @@ def time_whole(folder, opt):
     began = time.time()
     train(opt, folder, 'whole', opt.epochs)
     took = time.time() - began
-    records = utils.read_log(folder / 'whole' / 'log.txt')
+    records = read_log(folder / 'whole' / 'log.txt')
     epoch = statistics.median(r['train_time'] + r['test_time'] for r in records)
     return max(0, took - opt.epochs * epoch), epoch
 
@@ -135,7 +147,7 @@ def progress(run):
     before there is one."""
     if not (run / 'checkpoint.pt').exists():
         return 0, 0
-    checkpoint = utils.load_checkpoint(run)
+    checkpoint = load_checkpoint(run)
     return checkpoint['epoch'], checkpoint['step']
 
 
@@ -143,7 +155,7 @@ def compare(whole, killed):
     """Raises UserError, status 1, where the weights or the logs of two runs differ."""
 
     def lines(run):
-        records = utils.read_log(run / 'log.txt')
+        records = read_log(run / 'log.txt')
         return [{k: v for k, v in r.items() if 'time' not in k and k != 'save'} for r in records]
 
     same_weights = (whole / 'model.hkl').read_bytes() == (killed / 'model.hkl').read_bytes()
@@ -168,11 +180,12 @@ def full_disk(folder, opt):
         failed = subprocess.run(words, check=False, capture_output=True, text=True)
         kept = before == {f.name: f.read_bytes() for f in run.iterdir()}
         print(
-            f'full: exit status {failed.returncode}, {failed.stderr.strip()!r}; the run folder is {"kept" if kept else "CHANGED"}'
+            f'full: exit status {failed.returncode}, {failed.stderr.strip()!r}; '
+            f'the run folder is {"kept" if kept else "CHANGED"}'
         )
         (disk / 'ballast').unlink()
         train(opt, disk, 'run', 3)
-        epochs = len(utils.read_log(run / 'log.txt'))
+        epochs = len(read_log(run / 'log.txt'))
         print(f'with room again: {epochs} epochs done')
         if failed.returncode != 1 or not kept or epochs != 3:
             raise UserError('a full disk lost something', status=1)
@@ -181,4 +194,4 @@ def full_disk(folder, opt):
 
 
 if __name__ == '__main__':
-    sys.exit(utils.call_main(main))
+    sys.exit(program.call_main(main))

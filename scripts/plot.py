@@ -12,8 +12,10 @@ lines are the test error, thin dashed ones the error on the augmented training i
 
 --paper_figure is of WRN-16-1 alone, with attention transfer, and with the transfer of full
 activations. Horizontal lines are means of the test error over stretches of the schedule: epochs
-50-59, 61-99, 101-139 and 141-160 of 200, the same shares of another number of epochs. Beside ours,
-where the schedule is the paper's, dashed ones are what was read off the paper's curves, about ±0.1.
+50-59, 61-99, 101-139 and 141-160 of 200, the same shares of another number of epochs. If the
+schedule is the paper's, dashed lines show what was read off the paper's curves, about ±0.1.
+--labels say which of these a run is compared with: student, AT or F-ActT (default: as the logs
+say, or in that order).
 """
 
 import contextlib
@@ -31,16 +33,32 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import utils
-from utils import UserError
+from support import program
+from support.files import check_writable, write_atomically
+from support.logs import read_log
+from support.options import Parser
+from support.program import UserError
 
-parser = utils.Parser(__doc__)
-# fmt: off
-parser.add_argument('logs', nargs='+', metavar='LOG', help='a run folder, or its log.txt')
-parser.add_argument('--labels', nargs='+', metavar='NAME', help="a name for each LOG (default: its folder's or its own, as far as they differ)")
-parser.add_argument('--save', default='curves.png', metavar='FILE', help='the picture, .png or .svg (default: curves.png)')
-parser.add_argument('--paper_figure', action='store_true', help="draw the paper's convergence figure, and tell means over its stretches of epochs; --labels tell which of the paper's curves a run is compared with (default: student, AT, F-ActT as the logs tell, or in that order)")
-# fmt: on
+parser = Parser(__doc__)
+add = parser.add_argument
+add('logs', nargs='+', metavar='LOG', help='a run folder, or its log.txt')
+add(
+    '--labels',
+    nargs='+',
+    metavar='NAME',
+    help='a name for each LOG (default: the part of its path in which they differ)',
+)
+add(
+    '--save',
+    default='curves.png',
+    metavar='FILE',
+    help='the picture, .png or .svg (default: curves.png)',
+)
+add(
+    '--paper_figure',
+    action='store_true',
+    help="draw the paper's convergence figure and print the means of its error",
+)
 
 # The paper's convergence figure: the epochs of each stretch, and the mean test error over them, in
 # per cent.
@@ -62,11 +80,12 @@ def main(argv=None):
     save = Path(opt.save)
     if save.suffix not in ('.png', '.svg'):
         raise UserError(f'--save {save}: must end in .png or .svg')
-    utils.check_writable(save.parent)
+    check_writable(save.parent)
     files = [Path(log) / 'log.txt' if Path(log).is_dir() else Path(log) for log in opt.logs]
     if opt.paper_figure and len(files) > (len(COLOURS) if opt.labels else len(PAPER_MEANS)):
         raise UserError(
-            f'--paper_figure: is of at most {len(PAPER_MEANS)} runs; give --labels, and it is of up to {len(COLOURS)}'
+            f'--paper_figure: is of at most {len(PAPER_MEANS)} runs; '
+            f'give --labels, and it is of up to {len(COLOURS)}'
         )
     if opt.labels and len(opt.labels) != len(files):
         raise UserError(f'--labels: {len(opt.labels)} names for {len(files)} logs')
@@ -92,7 +111,7 @@ def write_figure(file, figure) -> None:
     """Writes and closes it; the same figure gives the same bytes."""
     matplotlib.rcParams['svg.hashsalt'] = 'plot'
     metadata = {'Date': None} if file.suffix == '.svg' else None
-    utils.write_atomically(
+    write_atomically(
         file, lambda part: figure.savefig(part, format=file.suffix[1:], metadata=metadata)
     )
     plt.close(figure)
@@ -127,7 +146,7 @@ def read_run(file) -> dict:
     """{epoch, test, train, n_parameters, time, epochs, epoch_step, curve} of a log: lists over its
     epochs but for the number of parameters and the seconds in all, which are None where the log
     does not tell, the schedule (epochs: where it is not told, those of the log), and curve_of."""
-    records = utils.read_log(file)
+    records = read_log(file)
     run = {
         'epoch': [first(r.get('epoch')) for r in records],
         'test': [100 - first(r.get('test_acc')) for r in records],
@@ -244,7 +263,8 @@ def check_schedules(files, runs):
     for file, run in zip(others, other_runs):
         if run['epochs'] != first_run['epochs']:
             raise UserError(
-                f'--paper_figure: {first_file} is of {first_run["epochs"]:g} epochs, {file} of {run["epochs"]:g}; give runs of one schedule'
+                f'--paper_figure: {first_file} is of {first_run["epochs"]:g} epochs, '
+                f'{file} of {run["epochs"]:g}; give runs of one schedule'
             )
 
 
@@ -332,4 +352,4 @@ def draw_means(axes, values, epochs, **style):
 
 
 if __name__ == '__main__':
-    sys.exit(utils.call_main(main))
+    sys.exit(program.call_main(main))

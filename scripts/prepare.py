@@ -1,22 +1,33 @@
 """What prepare_cub.py and prepare_scenes.py share: published lists in, train/CLASS/FILE and
 val/CLASS/FILE out."""
 
+import contextlib
 import os
 import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import utils
-from utils import UserError, number
+from support.files import write_atomically
+from support.options import number
+from support.program import Stopped, UserError
 
 
 def add_options(parser) -> None:
-    # fmt: off
-    parser.add_argument('out_dir', metavar='OUT_DIR', help='what is written: a new or empty folder')
-    parser.add_argument('--resume', action='store_true', help='keep the photographs that are in OUT_DIR, each of them whole, and write those that are missing')
-    parser.add_argument('--nthread', default=0, type=number(int, 0, 1024), help='CPU threads (default: 0, one a core)')
-    # fmt: on
+    """The options of both scripts."""
+    add = parser.add_argument
+    add('out_dir', metavar='OUT_DIR', help='the folder to write: new or empty')
+    add(
+        '--resume',
+        action='store_true',
+        help='continue a stopped run: write only what OUT_DIR lacks',
+    )
+    add(
+        '--nthread',
+        default=0,
+        type=number(int, 0, 1024),
+        help='CPU threads (default: 0, one per core)',
+    )
 
 
 def read_lines(file, advice: str) -> list[tuple[str, str]]:
@@ -47,7 +58,8 @@ def check_classes(names, source) -> None:
     )
     if odd := sorted(train ^ val):
         raise UserError(
-            f'{source}: class {odd[0]} has images only {"to train on" if odd[0] in train else "to test on"}; it needs both'
+            f'{source}: class {odd[0]} has images only '
+            f'{"to train on" if odd[0] in train else "to test on"}; it needs both'
         )
     if len(train) < 2:
         raise UserError(f'{source}: has {len(train)} classes; at least 2 are needed')
@@ -59,7 +71,8 @@ def unwritten(folder, names, resume: bool) -> list[str]:
     try:
         if not resume and os.path.isdir(folder) and os.listdir(folder):
             raise UserError(
-                f'OUT_DIR {folder}: is not empty; give a new folder, or --resume to go on with a run that was stopped'
+                f'OUT_DIR {folder}: is not empty; '
+                'give a new folder, or --resume to go on with a run that was stopped'
             )
     except OSError as e:
         raise UserError(f'OUT_DIR {folder}: {e.strerror}') from e
@@ -77,11 +90,21 @@ def unwritten(folder, names, resume: bool) -> list[str]:
     return [name for name in names if name not in found]
 
 
+@contextlib.contextmanager
+def resumable():
+    """While photographs are written: a signal's message says that --resume continues."""
+    try:
+        yield
+    except Stopped as e:
+        e.hint = 'the same command with --resume goes on'
+        raise
+
+
 def write_photograph(path, raw: bytes) -> None:
-    """Writes its bytes whole or not at all, in folders that are made where they are missing."""
+    """Write a photograph atomically, and create the folders that it needs."""
 
     def write(temporary):
         temporary.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(raw)
 
-    utils.write_atomically(path, write)
+    write_atomically(path, write)

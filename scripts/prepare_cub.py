@@ -22,8 +22,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import prepare
-import utils
-from utils import UserError
+from support import program
+from support.files import check_writable
+from support.options import Parser
+from support.photographs import resize
+from support.program import UserError
 
 SHORTER_SIDE = 256  # section 4.2 of the paper
 QUALITY = 95
@@ -31,11 +34,9 @@ SPLITS = {'1': 'train', '0': 'val'}
 LONGEST_JPEG = 65500  # of libjpeg
 ADVICE = 'unpack CUB_200_2011.tgz again, and give its folder CUB_200_2011'
 
-parser = utils.Parser(__doc__)
-# fmt: off
-parser.add_argument('cub_dir', metavar='CUB_DIR', help='the folder CUB_200_2011, as it was unpacked')
+parser = Parser(__doc__)
+parser.add_argument('cub_dir', metavar='CUB_DIR', help='the unpacked folder CUB_200_2011')
 prepare.add_options(parser)
-# fmt: on
 
 
 def main(argv=None):
@@ -43,7 +44,7 @@ def main(argv=None):
     out = Path(opt.out_dir)
     photographs = read_lists(Path(opt.cub_dir))
     prepare.check_classes(photographs, opt.cub_dir)
-    utils.check_writable(out, 'OUT_DIR')
+    check_writable(out, 'OUT_DIR')
     names = prepare.unwritten(out, photographs, opt.resume)
     cv2.setNumThreads(1)  # the threads are ours: a photograph each
     torch.set_num_threads(1)
@@ -57,10 +58,10 @@ def main(argv=None):
         prepare.write_photograph(out / name, raw.tobytes())
 
     data.in_threads(check, names, 'checking', opt.nthread)
-    main.hint = 'the same command with --resume goes on'
-    data.in_threads(write, names, 'writing', opt.nthread)
-    train = sum(name.startswith('train/') for name in photographs)
-    print(f'wrote {out}: {train} photographs in train, {len(photographs) - train} in val')
+    with prepare.resumable():
+        data.in_threads(write, names, 'writing', opt.nthread)
+        train = sum(name.startswith('train/') for name in photographs)
+        print(f'wrote {out}: {train} photographs in train, {len(photographs) - train} in val')
 
 
 def read_lists(root) -> dict:
@@ -132,8 +133,8 @@ def scaled(image):
     """The shorter side SHORTER_SIDE pixels, the longer in proportion, rounded down, as in
     torchvision."""
     h, w = image.shape[:2]
-    return data.resize(image, tuple(SHORTER_SIDE * side // min(h, w) for side in (h, w)))
+    return resize(image, tuple(SHORTER_SIDE * side // min(h, w) for side in (h, w)))
 
 
 if __name__ == '__main__':
-    sys.exit(utils.call_main(main))
+    sys.exit(program.call_main(main))

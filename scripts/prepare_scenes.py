@@ -20,17 +20,27 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import prepare
-import utils
-from utils import UserError
+from support import program
+from support.files import check_writable
+from support.options import Parser
+from support.photographs import find_faults
+from support.program import UserError
 
 ADVICE = 'give the folder that holds TrainImages.txt, TestImages.txt and the unpacked Images'
 
-parser = utils.Parser(__doc__)
-# fmt: off
-parser.add_argument('scenes_dir', metavar='SCENES_DIR', help='the folder that holds Images, TrainImages.txt and TestImages.txt')
-parser.add_argument('--skip_broken', action='store_true', help='leave out photographs that cannot be decoded (some are GIFs, which older OpenCV does not read); else they are listed, and nothing is written')
+parser = Parser(__doc__)
+add = parser.add_argument
+add(
+    'scenes_dir',
+    metavar='SCENES_DIR',
+    help='the folder that holds Images, TrainImages.txt and TestImages.txt',
+)
+add(
+    '--skip_broken',
+    action='store_true',
+    help='leave out photographs that cannot be decoded (default: list them, write nothing)',
+)
 prepare.add_options(parser)
-# fmt: on
 
 
 def main(argv=None):
@@ -38,15 +48,16 @@ def main(argv=None):
     out = Path(opt.out_dir)
     photographs = read_lists(Path(opt.scenes_dir))
     prepare.check_classes(photographs, opt.scenes_dir)
-    utils.check_writable(out, 'OUT_DIR')
+    check_writable(out, 'OUT_DIR')
     names = prepare.unwritten(out, photographs, opt.resume)
-    faults = data.find_faults([photographs[name] for name in names], opt.nthread)
+    faults = find_faults([photographs[name] for name in names], opt.nthread)
     broken = {name for name, fault in zip(names, faults) if fault}
     for fault in filter(None, faults):
         print(fault, file=sys.stderr)
     if broken and not opt.skip_broken:
         raise UserError(
-            f'{len(broken)} photographs are broken (listed above); replace them, or give --skip_broken'
+            f'{len(broken)} photographs are broken (listed above); '
+            'replace them, or give --skip_broken'
         )
     kept = [name for name in photographs if name not in broken]
     prepare.check_classes(kept, f'{opt.scenes_dir}, without what is broken')
@@ -54,11 +65,12 @@ def main(argv=None):
     def write(name):
         prepare.write_photograph(out / name, data.read_image(photographs[name]))
 
-    main.hint = 'the same command with --resume goes on'
-    data.in_threads(write, [name for name in names if name not in broken], 'writing', opt.nthread)
-    train = sum(name.startswith('train/') for name in kept)
-    skipped = f'; {len(broken)} broken ones left out' if broken else ''
-    print(f'wrote {out}: {train} photographs in train, {len(kept) - train} in val{skipped}')
+    missing = [name for name in names if name not in broken]
+    with prepare.resumable():
+        data.in_threads(write, missing, 'writing', opt.nthread)
+        train = sum(name.startswith('train/') for name in kept)
+        skipped = f'; {len(broken)} broken ones left out' if broken else ''
+        print(f'wrote {out}: {train} photographs in train, {len(kept) - train} in val{skipped}')
 
 
 def read_lists(root) -> dict:
@@ -68,7 +80,8 @@ def read_lists(root) -> dict:
         for where, path in prepare.read_lines(root / name, ADVICE):
             if not prepare.is_class_and_file(path):
                 raise UserError(
-                    f'{where}: {path[:80]!r} is not CLASS/FILE, a path below Images; correct the line'
+                    f'{where}: {path[:80]!r} is not CLASS/FILE, a path below Images; '
+                    'correct the line'
                 )
             if not os.path.isfile(root / 'Images' / path):
                 raise UserError(
@@ -83,4 +96,4 @@ def read_lists(root) -> dict:
 
 
 if __name__ == '__main__':
-    sys.exit(utils.call_main(main))
+    sys.exit(program.call_main(main))

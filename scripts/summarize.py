@@ -29,7 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import plot
 import resnet
 import utils
-from utils import UserError, number
+from support import program
+from support.devices import multiply_adds
+from support.files import check_writable, write_text
+from support.logs import read_log
+from support.options import Parser, number
+from support.program import UserError, listing
+from support.weights import load_net
 
 # ------------------------ the tables
 
@@ -191,8 +197,10 @@ TABLES = {
 PUBLISHED = {
     'table1': "The paper's numbers are medians of 5 seeds.",
     'table2': "The paper's numbers are medians of 5 seeds.",
-    'convergence': "The paper's numbers are read off the curves, about ±0.1; those of the last epoch are Table 1's.",
-    'cifar100': 'The published numbers are those of RepDistiller, means of 5 runs, whose border, normalisation, initial batch norms and momentum at drops differ from ours.',
+    'convergence': "The paper's numbers are read off the curves, about ±0.1; "
+    "those of the last epoch are Table 1's.",
+    'cifar100': 'The published numbers are those of RepDistiller, means of 5 runs, '
+    'whose border, normalisation, initial batch norms and momentum at drops differ from ours.',
 }
 
 # What a log tells of how a run was trained. The options that make a row what it is are told row by
@@ -222,15 +230,40 @@ T_QUANTILES = (
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 
-parser = utils.Parser(__doc__)
-# fmt: off
-parser.add_argument('table', metavar='TABLE', choices=list(TABLES), help=', '.join(TABLES))
-parser.add_argument('logs', metavar='LOGS', help='the folder of the runs: LOGS/NAME_seedN/log.txt, or LOGS/NAME_seedN.txt')
-parser.add_argument('--seeds', nargs='+', type=number(int, 0), metavar='N', help='seeds that the table is of (default: those that its runs have)')
-parser.add_argument('--betas', nargs='+', type=number(above=0), metavar='B', help='beta: values that the table is of (default: those that its runs have)')
-parser.add_argument('--save', nargs='+', metavar='FILE', help='also write it: .md, the table; of beta .svg or .png, a picture')
-parser.add_argument('--equal_time', type=number(int, 0), metavar='EPOCHS', help='controls: print only for how many epochs the student alone trains in the time of so many with AT')
-# fmt: on
+parser = Parser(__doc__)
+add = parser.add_argument
+add('table', metavar='TABLE', choices=list(TABLES), help=', '.join(TABLES))
+add(
+    'logs',
+    metavar='LOGS',
+    help='the folder of the runs: LOGS/NAME_seedN/log.txt, or LOGS/NAME_seedN.txt',
+)
+add(
+    '--seeds',
+    nargs='+',
+    type=number(int, 0),
+    metavar='N',
+    help='seeds of the table (default: those that its runs have)',
+)
+add(
+    '--betas',
+    nargs='+',
+    type=number(above=0),
+    metavar='B',
+    help='beta: its values in the table (default: those that its runs have)',
+)
+add(
+    '--save',
+    nargs='+',
+    metavar='FILE',
+    help='also write the table, .md; or, with beta, a picture, .svg or .png',
+)
+add(
+    '--equal_time',
+    type=number(int, 0),
+    metavar='EPOCHS',
+    help='controls: print only how long the student alone trains in the time of EPOCHS of AT',
+)
 
 
 def main(argv=None):
@@ -243,7 +276,7 @@ def main(argv=None):
     for file in files:
         if file.suffix not in suffixes:
             raise UserError(f'--save {file}: must end in {" or ".join(suffixes)}')
-        utils.check_writable(file.parent)
+        check_writable(file.parent)
     if opt.equal_time is not None:
         if opt.table != 'controls':
             raise UserError('--equal_time: goes with controls')
@@ -262,7 +295,7 @@ def main(argv=None):
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == '.md':
-            utils.write_text(file, text)
+            write_text(file, text)
         else:
             plot.write_figure(file, draw_beta(runs, sections[0]))
         print(f'wrote {file}')
@@ -336,7 +369,7 @@ def read_runs(stem, seeds, logs) -> list:
         records, damaged = [], False
         if log.is_file() and log.stat().st_size:
             try:
-                records = utils.read_log(log)
+                records = read_log(log)
             except UserError:
                 damaged = True
         if not all(map(is_record, records)):
@@ -458,7 +491,7 @@ def cost(runs) -> tuple:
             trained = sum(v.numel() for k, v in params.items() if not utils.is_statistic(k))
             size = [last.get('image_size', 32)] * 2
             device = next(iter(params.values())).device
-            return trained, utils.multiply_adds(f, params, size, device)
+            return trained, multiply_adds(f, params, size, device)
     return None, None
 
 
@@ -466,7 +499,7 @@ def net_of(run, record):
     """(f, params) of a run, by its weights; by its log the net without values; (None, None) where
     that does not tell it."""
     if run.folder and (run.folder / 'model.hkl').is_file():
-        return resnet.load_net(run.folder)[:2]
+        return load_net(run.folder)[:2]
     if not {'depth', 'width', 'num_classes'} <= record.keys():
         return None, None
     kind = record.get('net', 'resnet' if 'imagenetpath' in record else 'wrn')
@@ -542,7 +575,8 @@ def notes(name, sections, runs, logs) -> list:
     parts = [(caption + PUBLISHED.get(name, '')).strip()]
     if name == 'convergence' and not all(map(has_paper_schedule, finished)):
         parts.append(
-            "Runs of another schedule than the paper's 200 epochs have no means over its stretches of epochs."
+            "Runs of another schedule than the paper's 200 epochs "
+            'have no means over its stretches of epochs.'
         )
     if finished:
         parts.append(bullets('Trained with:', schedules(finished)))
@@ -586,7 +620,7 @@ def schedules(runs) -> list:
             common.append(f'{key} {next(iter(having))}')
         elif having:
             most = max(having, key=lambda v: len(having[v]))
-            rest = [f'{v} ({utils.listing(names, 8)})' for v, names in having.items() if v != most]
+            rest = [f'{v} ({listing(names, 8)})' for v, names in having.items() if v != most]
             different.append(
                 f'runs differ in {key}: {"; ".join([f"{most} ({len(having[most])} runs)", *rest])}'
             )
@@ -683,4 +717,4 @@ def spread(values):
 
 
 if __name__ == '__main__':
-    sys.exit(utils.call_main(main))
+    sys.exit(program.call_main(main))

@@ -7,7 +7,6 @@ every other file may import this one.
 import os
 import signal
 import sys
-from pathlib import Path
 
 
 class UserError(ValueError):
@@ -37,7 +36,7 @@ def start(name: str, ignored: tuple = ()) -> None:
     """
     if name != '__main__':
         return
-    line = f'{Path(sys.argv[0]).name}: stopped before it began\n'.encode()
+    line = f'{os.path.basename(sys.argv[0])}: stopped before it began\n'.encode()
 
     def stop(signum, frame):
         os.write(2, line)
@@ -64,7 +63,7 @@ def call_main(main, argv=None) -> int:
     def stop(signum, frame):
         raise Stopped(signum)
 
-    program = Path(sys.argv[0]).name
+    program = os.path.basename(sys.argv[0])
     if int(os.environ.get('WORLD_SIZE', '1')) > 1:
         program += f', rank {os.environ["RANK"]}'
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}

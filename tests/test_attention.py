@@ -13,6 +13,7 @@ import cifar
 import data
 import resnet
 import utils
+from support import logs, photographs, weights
 from test_scripts import make_folder_set, make_photographs, make_run, refused
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'scripts'))
@@ -24,7 +25,7 @@ IMAGES = RNG.integers(0, 256, (7, 8, 8, 3), np.uint8)
 
 
 def net_of(f, label='net', classes=None):
-    return attention.Net(label, f, ANY, [{'classes': classes}] if classes else [])
+    return attention.LabelledNet(label, f, ANY, [{'classes': classes}] if classes else [])
 
 
 def linear_net(seed=0, size=8, channels=(5, 4)):
@@ -99,10 +100,10 @@ def test_gradient_of_a_wide_resnet_by_finite_differences():
     torch.manual_seed(0)
     f, params = resnet.wrn(10, 1, 10)
     params = utils.cast({k: v.detach() for k, v in params.items()}, 'double')
-    net = attention.Net('net', f, params, [])
+    net = attention.LabelledNet('net', f, params, [])
     image = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
 
-    class Double(attention.Net):
+    class Double(attention.LabelledNet):
         def normalize(self, images):
             return super().normalize(images).double()
 
@@ -181,7 +182,7 @@ def test_agreement_of_runs_on_shapes(tmp_path, capsys):
     _, *rows = table_of(save.read_text().replace(r'\|', '!'))
     assert [row[0] for row in rows] == ['b!b', '', '']
     assert all(0 < float(v) < 2 for v in rows[0][3:])
-    f, params, _ = resnet.load_net(runs[1])
+    f, params, _ = weights.load_net(runs[1])
     _, load = data.open_sets('shapes', '.')
     right = 10 * cifar.test(f, params, load()[1])[1]
     assert [row[2] for row in rows] == ['1,000', f'{right:.0f}', f'{1000 - right:.0f}']
@@ -190,7 +191,7 @@ def test_agreement_of_runs_on_shapes(tmp_path, capsys):
 def make_photograph_net(folder, seed, root, classes):
     folder.mkdir()
     torch.manual_seed(seed)
-    utils.save_params(folder / 'model.hkl', resnet.resnet(18, 0.125, len(classes))[1])
+    weights.save_params(folder / 'model.hkl', resnet.resnet(18, 0.125, len(classes))[1])
     record = {
         'depth': 18,
         'width': 0.125,
@@ -198,7 +199,7 @@ def make_photograph_net(folder, seed, root, classes):
         'image_size': 64,
         'classes': classes,
     }
-    (folder / 'log.txt').write_text(utils.json_stats(record) + '\n')
+    (folder / 'log.txt').write_text(logs.json_stats(record) + '\n')
     return str(folder)
 
 
@@ -214,11 +215,11 @@ def test_agreement_on_photographs(tmp_path, capsys):
     assert int(right[2]) + int(wrong[2]) == 6
 
     files = sorted((root / 'val').glob('*/*'))
-    views = [data.centre_view(file, 64) for file in files]
+    views = [photographs.centre_view(file, 64) for file in files]
     x = data.normalize(torch.from_numpy(np.stack(views)), data.IMAGENET_MEAN, data.IMAGENET_STD)
     with torch.no_grad():
         (_, wanted), (logits, groups) = (
-            f(x, params, False) for f, params, _ in map(resnet.load_net, (teacher, student))
+            f(x, params, False) for f, params, _ in map(weights.load_net, (teacher, student))
         )
     distances = [((utils.at(a) - utils.at(b)) ** 2).sum(1).mean() for a, b in zip(groups, wanted)]
     assert row[3:] == [f'{d:.4f}' for d in distances] and len(distances) == 4
@@ -249,7 +250,7 @@ def test_agreement_on_a_folder_of_small_images(tmp_path, capsys):
     images = np.stack([data.decode(f) for f in sorted((root / 'test').glob('*/*'))])
     x = data.normalize(torch.from_numpy(images))
     with torch.no_grad():
-        groups = [f(x, params, False)[1] for f, params, _ in map(resnet.load_net, nets)]
+        groups = [f(x, params, False)[1] for f, params, _ in map(weights.load_net, nets)]
     distances = [((utils.at(a) - utils.at(b)) ** 2).sum(1).mean() for a, b in zip(*groups)]
     assert row[2:] == ['8', *(f'{d:.4f}' for d in distances)]
     cv2.imwrite(str(root / 'test' / 'light' / '2.png'), np.zeros((20, 32, 3), np.uint8))
@@ -258,8 +259,8 @@ def test_agreement_on_a_folder_of_small_images(tmp_path, capsys):
 
 def test_images_of_a_run_that_are_not_here_are_named(tmp_path, capsys):
     run = make_run(tmp_path / 'run')
-    record = utils.read_log(run / 'log.txt')[0] | {'dataset': 'folder', 'dataroot': '/nowhere'}
-    (run / 'log.txt').write_text(utils.json_stats(record) + '\n')
+    record = logs.read_log(run / 'log.txt')[0] | {'dataset': 'folder', 'dataroot': '/nowhere'}
+    (run / 'log.txt').write_text(logs.json_stats(record) + '\n')
     error = refused(attention.main, ['--weights', run, '--save', tmp_path / 'a.png'], capsys)
     assert f'--weights {run}: its images, /nowhere, are not there' in error
 

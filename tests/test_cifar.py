@@ -1,7 +1,6 @@
-"""cifar.py as its users meet it: commands, run folders, kills, mistakes. Every run here is real,
-and tiny."""
+"""cifar.py as its users meet it: commands, run folders, kills, mistakes. Every run is real, and
+tiny."""
 
-import argparse
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torchvision.transforms import functional as TF
 
 import cifar
 import data
@@ -28,6 +28,9 @@ import nin
 import resnet
 import utils
 from programs import run_script
+from samples import evaluated, log_of, records_of, same_weights, weights_of, words
+from support import logs, program, runs, weights
+from support.program import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ['--dataset', 'folder', '--dataroot', 'set']
@@ -35,7 +38,7 @@ NET = ['--depth', '10', '--width', '0.5', '--batch_size', '64', '--nthread', '1'
 
 
 def make_images(root, per_class=40, size=12, classes=('cat', 'dog', 'fox')):
-    """A folder set: noise whose brightness tells the class a little."""
+    """A folder set of noise, whose brightness depends a little on the class."""
     rng = np.random.default_rng(0)
     for split in 'train', 'test':
         for c, name in enumerate(classes):
@@ -51,74 +54,72 @@ def home(tmp_path_factory):
     """A working directory with a folder set and a teacher in logs/teacher."""
     home = tmp_path_factory.mktemp('home')
     make_images(home / 'set')
-    done = command(home, '--save', 'logs/teacher', '--width', '1', '--epochs', '2')
-    assert done.returncode == 0, done.stderr
+    trained(home, '--save logs/teacher --width 1 --epochs 2')
     return home
 
 
 def arguments(*options, dataset=FOLDER):
-    return [sys.executable, str(ROOT / 'cifar.py'), *dataset, *NET, *map(str, options)]
+    return [sys.executable, str(ROOT / 'cifar.py'), *dataset, *NET, *words(*options)]
 
 
-def command(cwd, *options, dataset=FOLDER):
-    return run_script('cifar.py', *dataset, *NET, *options, cwd=cwd)
+def command(cwd, *options):
+    return run_script('cifar.py', *FOLDER, *NET, *words(*options), cwd=cwd)
 
 
-def start(cwd, *options, **kw):
+def trained(cwd, *options):
+    """The command, which must succeed."""
+    done = command(cwd, *options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def main(*options):
+    """The exit status of the command in this process, which saves two seconds."""
+    return program.call_main(cifar.main, [*FOLDER, *NET, *words(*options)])
+
+
+def start(cwd, *options):
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     env = os.environ | {'PYTHONUNBUFFERED': '1'}
-    return subprocess.Popen(
-        arguments(*options, **kw),
-        cwd=cwd,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return subprocess.Popen(arguments(*options), cwd=cwd, env=env, **pipes)
 
 
-def log_of(folder, drop=('save',)):
-    """The log's records without measured times, and without what two folders must differ in."""
-    return [
-        {k: v for k, v in r.items() if 'time' not in k and k not in drop}
-        for r in utils.read_log(folder / 'log.txt')
-    ]
+def completed(*words):
+    """The options of a command line, completed."""
+    return cifar.complete(*cifar.parser.parse(list(words)))
 
 
 def snapshot(folder):
-    return {
-        str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob('*')) if f.is_file()
-    }
+    """{name: bytes} of the files in a run folder."""
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
 
 
 # ------------------------ what a run writes
 
 
 def test_a_teacher_writes_log_model_and_checkpoint(home):
-    records = utils.read_log(home / 'logs/teacher/log.txt')
+    records = records_of(home / 'logs/teacher')
     assert [r['epoch'] for r in records] == [1, 2]
     last = records[-1]
-    assert (
-        last['depth'] == 10
-        and last['width'] == 1
-        and last['classes'] == ['cat', 'dog', 'fox']
-        and last['num_classes'] == 3
-    )
+    assert last['depth'] == 10 and last['width'] == 1
+    assert last['classes'] == ['cat', 'dog', 'fox'] and last['num_classes'] == 3
     assert last['at_losses'] == [] and last['teacher_test_acc'] is None
     options = {a.dest for a in cifar.parser._actions} - {'help', 'resume', 'evaluate'}
     assert options <= last.keys()
+
+    def no_json(constant):
+        pytest.fail(f'{constant} is not strict JSON')
+
     for line in (home / 'logs/teacher/log.txt').read_text().splitlines():
-        json.loads(
-            line.removeprefix('json_stats: '),
-            parse_constant=lambda c: pytest.fail(f'{c} is not strict JSON'),
-        )
+        json.loads(line.removeprefix('json_stats: '), parse_constant=no_json)
 
     f, params = resnet.wrn(10, 1, 3)
-    model = utils.check_params(utils.load_params(home / 'logs/teacher/model.hkl'), params, 'model')
+    model = weights.check_params(weights_of(home / 'logs/teacher'), params, 'model')
     assert last['n_parameters'] == sum(v.numel() for v in params.values() if v.requires_grad)
     checkpoint = torch.load(home / 'logs/teacher/checkpoint.pt', weights_only=True)
     assert all(torch.equal(model[k], v) for k, v in checkpoint['params'].items())
 
-    # The logged accuracy is that of these weights on these files, read by other means.
+    # The logged accuracy is that of these weights on these files, read in another way.
     right = 0
     for c, name in enumerate(last['classes']):
         for file in (home / 'set/test' / name).iterdir():
@@ -129,42 +130,34 @@ def test_a_teacher_writes_log_model_and_checkpoint(home):
 
 
 def test_a_student_learns_from_its_teacher_and_keeps_it_out_of_its_weights(home):
-    done = command(
-        home,
-        '--save',
-        'logs/both',
-        '--teacher_id',
-        'teacher',
-        '--alpha',
-        '0.9',
-        '--beta',
-        '1e+3',
-        '--epochs',
-        '2',
-    )
-    assert done.returncode == 0 and done.stderr == '', done.stderr
+    options = '--teacher_id teacher --alpha 0.9 --beta 1e+3 --epochs 2'
+    done = trained(home, '--save logs/both', options)
+    assert done.stderr == ''
     assert 'teacher teacher: test accuracy' in done.stdout
-    last = utils.read_log(home / 'logs/both/log.txt')[-1]
+    last = records_of(home / 'logs/both')[-1]
     assert len(last['at_losses']) == 3 and all(v > 0 for v in last['at_losses'])
-    assert last['teacher_test_acc'] == utils.read_log(home / 'logs/teacher/log.txt')[-1]['test_acc']
-    names = utils.load_params(home / 'logs/both/model.hkl').keys()
+    assert last['teacher_test_acc'] == records_of(home / 'logs/teacher')[-1]['test_acc']
+    names = weights_of(home / 'logs/both').keys()
     assert names == resnet.wrn(10, 0.5, 3)[1].keys()
 
 
 def test_a_teacher_alone_means_attention_transfer(home):
-    done = command(home, '--save', 'logs/plain', '--teacher_id', 'teacher', '--epochs', '1')
-    assert done.returncode == 0 and '--beta 1e+3' in done.stdout
-    assert utils.read_log(home / 'logs/plain/log.txt')[-1]['beta'] == 1000
+    done = trained(home, '--save logs/plain --teacher_id teacher --epochs 1')
+    assert '--beta 1e+3' in done.stdout
+    assert records_of(home / 'logs/plain')[-1]['beta'] == 1000
+
+
+def normalised(v):
+    return v.flatten(1) / v.flatten(1).norm(dim=1, keepdim=True)
 
 
 def test_the_loss_is_distillation_plus_beta_times_the_maps():
-    """One step of make_loss against the definition, put together by hand."""
+    """One call of make_loss's function, against the definition."""
     torch.manual_seed(0)
     f_s, params_s = resnet.wrn(10, 1, 10)
     f_t, params_t = resnet.wrn(16, 2, 10)
-    params = {f'student.{k}': v for k, v in params_s.items()} | {
-        f'teacher.{k}': v.detach() for k, v in params_t.items()
-    }
+    params_t = {k: v.detach() for k, v in params_t.items()}
+    nets = cifar.Nets(f_s, f_t, utils.flatten({'student': params_s, 'teacher': params_t}))
     images = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
     targets, index, draws = torch.arange(8), torch.arange(8), data.crop_and_flip(8, 0, 1, 4)
     opt = cifar.parser.parse_args(['--alpha', '0.9', '--beta', '100', '--temperature', '3'])
@@ -173,15 +166,12 @@ def test_the_loss_is_distillation_plus_beta_times_the_maps():
     y_t, g_t = f_t(x, params_t, False)
     soft = torch.softmax(y_t / 3, 1)
     kl = (soft * (soft.log() - torch.log_softmax(y_s / 3, 1))).sum(1).mean()
-    maps = [[g.pow(2).sum(1).flatten(1) for g in groups] for groups in (g_s, g_t)]
-    ats = [
-        ((a / a.norm(dim=1, keepdim=True) - b / b.norm(dim=1, keepdim=True)) ** 2).mean()
-        for a, b in zip(*maps)
-    ]
+    maps = [[normalised(g.pow(2).sum(1)) for g in groups] for groups in (g_s, g_t)]
+    ats = [((a - b) ** 2).mean() for a, b in zip(*maps)]
     expected = 0.9 * 9 * kl + 0.1 * torch.nn.functional.cross_entropy(y_s, targets) + 100 * sum(ats)
 
-    loss_of, beta = cifar.make_loss(f_s, f_t, opt, ['cpu']), torch.tensor(100.0)
-    loss, terms = loss_of(images, index, draws, targets, params, beta)
+    loss_of = cifar.make_loss(nets, opt, ['cpu'])
+    loss, terms = loss_of(images, index, draws, targets, torch.tensor(100.0))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert terms[2:5].tolist() == pytest.approx([a.item() for a in ats], rel=1e-4)
     loss.backward()
@@ -191,33 +181,19 @@ def test_the_loss_is_distillation_plus_beta_times_the_maps():
 
 def test_training_is_a_plain_loop_over_the_published_recipe(home, tmp_path, monkeypatch):
     """Three epochs of cifar.main against the same written out: torchvision's pad, crop and flip,
-    losses by their formulas, SGD with momentum and decay on every trainable parameter, and a new
-    one at the drop."""
-    from torchvision.transforms import functional as TF
-
+    the formulas of the losses, SGD with momentum and decay on every trained parameter, and a new
+    optimizer at the drop."""
     monkeypatch.chdir(home)
-    options = [
-        '--dataset',
-        'folder',
-        '--dataroot',
-        'set',
-        *NET,
-        '--epoch_step',
-        '[2]',
-        '--seed',
-        '3',
-    ]
-    options += ['--teacher_id', 'teacher', '--alpha', '0.5', '--beta', '100', '--lr', '0.05']
-    options += ['--weight_decay', '0.01', '--lr_decay_ratio', '0.5', '--batch_size', '50']
+    options = '--teacher_id teacher --alpha 0.5 --beta 100 --lr 0.05 --weight_decay 0.01 '
+    options += '--lr_decay_ratio 0.5 --batch_size 50 --epoch_step [2] --seed 3'
     for name, epochs in ('start', 0), ('end', 3):
-        save = ['--save', str(tmp_path / name), '--epochs', str(epochs)]
-        assert utils.call_main(cifar.main, [*options, *save]) == 0
+        assert main(options, '--save', tmp_path / name, '--epochs', epochs) == 0
     f, params = resnet.wrn(10, 0.5, 3)
-    start = utils.load_params(tmp_path / 'start' / 'model.hkl')
-    params = {k: start[k].clone() for k in params}
+    initial, end = weights_of(tmp_path / 'start'), weights_of(tmp_path / 'end')
+    params = {k: initial[k].clone() for k in params}
     utils.set_requires_grad_except_bn_(params)
-    trainable = [v for v in params.values() if v.requires_grad]
-    f_t, params_t, _ = resnet.load_net('logs/teacher')
+    trained_params = [v for v in params.values() if v.requires_grad]
+    f_t, params_t, _ = weights.load_net('logs/teacher')
     train_set = data.open_sets('folder', 'set')[1]()[0]
     images = [image.permute(2, 0, 1) for image in train_set.images]
     mean, std = torch.tensor([125.3, 123.0, 113.9]), torch.tensor([63.0, 62.1, 66.7])
@@ -225,7 +201,7 @@ def test_training_is_a_plain_loop_over_the_published_recipe(home, tmp_path, monk
     for epoch in 1, 2, 3:
         if epoch < 3:
             lr = 0.05 if epoch == 1 else 0.025
-            optimizer = torch.optim.SGD(trainable, lr, momentum=0.9, weight_decay=0.01)
+            optimizer = torch.optim.SGD(trained_params, lr, momentum=0.9, weight_decay=0.01)
         draws, seen = data.crop_and_flip(120, 3, epoch, 4).tolist(), 0.0
         for index in data.epoch_order(120, 3, epoch).split(50):
             batch = []
@@ -240,44 +216,35 @@ def test_training_is_a_plain_loop_over_the_published_recipe(home, tmp_path, monk
             kl = (soft * (soft.log() - torch.log_softmax(y / 4, 1))).sum(1).mean()
             loss = 0.5 * 16 * kl + 0.5 * torch.nn.functional.cross_entropy(y, targets)
             for a, b in zip(groups, groups_t):
-                a, b = (g.pow(2).sum(1).flatten(1) for g in (a, b))
-                a, b = (q / q.norm(dim=1, keepdim=True) for q in (a, b))
+                a, b = (normalised(g.pow(2).sum(1)) for g in (a, b))
                 loss = loss + 100 * (a - b).pow(2).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             seen += float(loss.detach()) * len(index)
         losses.append(seen / 120)
-    end = utils.load_params(tmp_path / 'end' / 'model.hkl')
-    logged = [r['train_loss'] for r in utils.read_log(tmp_path / 'end' / 'log.txt')]
+    logged = [r['train_loss'] for r in records_of(tmp_path / 'end')]
     assert logged == pytest.approx(losses, rel=1e-4)
     for name, value in params.items():
+        error, change = (end[name] - v for v in (value.detach(), initial[name]))
         torch.testing.assert_close(end[name], value.detach(), rtol=1e-3, atol=1e-4)
-        assert (end[name] - start[name]).abs().max() > 10 * (end[name] - value.detach()).abs().max()
-
-
-def normalised(v):
-    return v.flatten(1) / v.flatten(1).norm(dim=1, keepdim=True)
+        assert change.abs().max() > 10 * error.abs().max()
 
 
 @pytest.mark.parametrize('method', ['factt', 'grad', 'sym', 'minl2', 'max', 'some groups'])
 def test_the_loss_of_each_method_is_its_definition(method):
-    """One step of make_loss against the definition, put together by hand, and the derivatives by
-    the student's weights."""
+    """One call of make_loss's function, and the derivatives by the student's weights, against the
+    definition."""
     torch.manual_seed(0)
     f_s, params_s = nin.nin(6, 10, bn=False, pool_relu=False)
     f_t, params_t = resnet.wrn(10, 0.5, 10)
-    options = {
-        'max': ['--at_map', 'max', '--at_p', '1'],
-        'some groups': ['--at_groups', '2,0'],
-    }.get(method, ['--method', method])
-    opt = cifar.parser.parse_args(['--alpha', '0.9', '--beta', '100', *options])
-    adapters = cifar.make_adapters(params_s, params_t, f_s, f_t, opt)
-    params = utils.flatten(
-        {'student': params_s, 'teacher': utils.cast(params_t), 'adapter': adapters}
-    )
-    for name in params_t:
-        params[f'teacher.{name}'] = params_t[name].detach()
+    params_t = {k: v.detach() for k, v in params_t.items()}
+    options = {'max': '--at_map max --at_p 1', 'some groups': '--at_groups 2,0'}
+    options = options.get(method, f'--method {method}')
+    opt = cifar.parser.parse_args(words('--alpha 0.9 --beta 100', options))
+    adapters = cifar.make_adapters(opt, f_s, params_s, weights.Net(f_t, params_t, []))
+    params = {'student': params_s, 'teacher': params_t, 'adapter': adapters}
+    nets = cifar.Nets(f_s, f_t, utils.flatten(params))
     images = torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8)
     targets, index, draws = torch.arange(6), torch.arange(6), data.crop_and_flip(6, 0, 1, 4)
     x = data.normalize(data.augment(images, index, draws, 4))
@@ -293,24 +260,22 @@ def test_the_loss_of_each_method_is_its_definition(method):
 
     (y_s, g_s), (y_t, g_t) = f_s(x, params_s, False), f_t(x, params_t, False)
     if method == 'factt':
-        assert {k: v.shape for k, v in adapters.items()} == {
-            f'group{i}': (8 * 2**i, 6, 1, 1) for i in range(3)
-        }
-        adapted = [
-            torch.einsum('oi,bihw->bohw', adapters[f'group{i}'][:, :, 0, 0], g_s[i])
-            for i in range(3)
-        ]
+        shapes = {f'group{i}': (8 * 2**i, 6, 1, 1) for i in range(3)}
+        assert {k: v.shape for k, v in adapters.items()} == shapes
+        matrices = [adapters[name][:, :, 0, 0] for name in shapes]
+        adapted = [torch.einsum('oi,bihw->bohw', w, g) for w, g in zip(matrices, g_s)]
         losses = [
             (normalised(a) - normalised(b)).square().sum(1).mean() / b[0, 0].numel()
             for a, b in zip(adapted, g_t)
         ]
     elif method in ('max', 'some groups'):
+
+        def map_of(g):
+            return g.abs().amax(1) if method == 'max' else g.square().sum(1)
+
         chosen = [0, 2] if method == 'some groups' else [0, 1, 2]
-        maps = [
-            [(g[i].abs().amax(1) if method == 'max' else g[i].square().sum(1)) for i in chosen]
-            for g in (g_s, g_t)
-        ]
-        losses = [(normalised(a) - normalised(b)).square().mean() for a, b in zip(*maps)]
+        maps = [(normalised(map_of(g_s[i])), normalised(map_of(g_t[i]))) for i in chosen]
+        losses = [(a - b).square().mean() for a, b in maps]
     else:
         other = {
             'grad': lambda: J(f_t, params_t, x),
@@ -322,18 +287,17 @@ def test_the_loss_of_each_method_is_its_definition(method):
     kl = (soft * (soft.log() - torch.log_softmax(y_s / 4, 1))).sum(1).mean()
     task = 0.9 * 16 * kl + 0.1 * torch.nn.functional.cross_entropy(y_s, targets)
     expected = task + 50 * sum(losses)
-    trained = [v for v in (*params_s.values(), *adapters.values()) if v.requires_grad]
-    gradients = torch.autograd.grad(expected, trained, allow_unused=True)
+    leaves = [v for v in (*params_s.values(), *adapters.values()) if v.requires_grad]
+    gradients = torch.autograd.grad(expected, leaves, allow_unused=True)
 
-    loss_of = cifar.make_loss(f_s, f_t, opt, ['cpu'])
-    loss, terms = loss_of(images, index, draws, targets, params, torch.tensor(50.0))
+    loss_of = cifar.make_loss(nets, opt, ['cpu'])
+    loss, terms = loss_of(images, index, draws, targets, torch.tensor(50.0))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     assert terms[2:-1].tolist() == pytest.approx([v.item() for v in losses], rel=1e-3)
-    assert len(cifar.term_names(argparse.Namespace(**vars(opt) | {'teacher_id': 't'}))) == len(
-        terms
-    )
+    opt.teacher_id = 't'
+    assert len(cifar.term_names(opt)) == len(terms)
     loss.backward()
-    for v, g in zip(trained, gradients):
+    for v, g in zip(leaves, gradients):
         torch.testing.assert_close(v.grad, g, rtol=1e-3, atol=1e-3 * float(g.abs().max()))
     assert all(v.grad is None for v in params_t.values())
 
@@ -344,167 +308,129 @@ def test_dtype_is_what_activations_are_computed_in(name, dtype):
     f, params = resnet.wrn(10, 0.5, 3)
     seen = []
 
-    def spied(*arguments):
-        logits, groups = f(*arguments)
+    def spied(*arguments, **named):
+        logits, groups = f(*arguments, **named)
         seen.extend(g.dtype for g in groups)
         return logits, groups
 
     opt = cifar.parser.parse_args(['--dtype', name, '--alpha', '0', '--beta', '100'])
-    params = {f'{base}.{k}': v for base in ('student', 'teacher') for k, v in params.items()}
+    nets = cifar.Nets(spied, spied, utils.flatten({'student': params, 'teacher': params}))
     images = torch.randint(0, 256, (4, 12, 12, 3), dtype=torch.uint8)
     index = torch.arange(4)
     draws = data.crop_and_flip(4, 0, 1, 2)
-    loss_of = cifar.make_loss(spied, spied, opt, ['cpu'])
-    loss, terms = loss_of(images, index, draws, index % 3, params, torch.tensor(100.0))
+    loss_of = cifar.make_loss(nets, opt, ['cpu'])
+    loss, terms = loss_of(images, index, draws, index % 3, torch.tensor(100.0))
     assert seen == [dtype] * 6 and loss.dtype == terms.dtype == torch.float32
 
 
-def test_the_last_smaller_batch_is_kept_and_means_weigh_by_samples(monkeypatch):
-    sizes = []
+def test_the_last_smaller_batch_is_kept_and_means_weigh_by_samples():
+    sizes, w = [], torch.zeros(1, requires_grad=True)
 
-    def loss_of(images, index, draws, targets, params, beta):
+    def loss_of(images, index, draws, targets, beta):
         sizes.append(len(index))
-        return (params['w'] * 0 + 1).sum(), torch.tensor([float(len(index)), 0.0, 50.0])
+        return (w * 0 + 1).sum(), torch.tensor([float(len(index)), 0.0, 50.0])
 
-    w = torch.zeros(1, requires_grad=True)
-    train_set = data.ImageSet(
-        torch.zeros(10, 8, 8, 3, dtype=torch.uint8), torch.arange(10), list(range(10))
-    )
-    opt = cifar.complete(cifar.parser.parse_args(['--batch_size', '4', '--epochs', '1']))
-    step = cifar.make_step(loss_of, train_set, {'w': w}, torch.optim.SGD([w], 0.1), opt)
+    images = torch.zeros(10, 8, 8, 3, dtype=torch.uint8)
+    train_set = data.ImageSet(images, torch.arange(10), list(range(10)))
+    opt = completed('--batch_size', '4', '--epochs', '1')
+    step = cifar.make_step(loss_of, train_set, torch.optim.SGD([w], 0.1), graphed=False)
     stats = cifar.train_epoch(1, step, train_set, opt)
     assert sizes == [4, 4, 2]
-    assert stats['train_loss'] == pytest.approx((16 + 16 + 4) / 10) and stats[
-        'train_acc'
-    ] == pytest.approx(50)
+    assert stats['train_loss'] == pytest.approx((16 + 16 + 4) / 10)
+    assert stats['train_acc'] == pytest.approx(50)
 
 
 def test_the_beta_of_the_epoch_is_what_the_loss_gets():
-    seen = []
+    seen, w = [], torch.zeros(1, requires_grad=True)
 
-    def loss_of(images, index, draws, targets, params, beta):
+    def loss_of(images, index, draws, targets, beta):
         seen.append(beta.item())
-        return (params['w'] * 0).sum(), torch.tensor([0.0, 0.0, 50.0])
+        return (w * 0).sum(), torch.zeros(len(cifar.term_names(opt)))
 
-    w = torch.zeros(1, requires_grad=True)
     images = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
     train_set = data.ImageSet(images, torch.arange(4), list(range(4)))
-    words = ['--teacher_id', 't', '--beta', '100', '--beta_decay', 'linear', '--epochs', '3']
-    opt = cifar.complete(cifar.parser.parse(words)[0])
-    step = cifar.make_step(loss_of, train_set, {'w': w}, torch.optim.SGD([w], 0.1), opt)
+    opt = completed(*words('--teacher_id t --beta 100 --beta_decay linear --epochs 3'))
+    step = cifar.make_step(loss_of, train_set, torch.optim.SGD([w], 0.1), graphed=False)
     for epoch in 1, 2, 3:
         cifar.train_epoch(epoch, step, train_set, opt)
     assert seen == [100, 50, 0]
 
 
 def test_beta_may_decay_from_its_default():
-    opt, _ = cifar.parser.parse(['--teacher_id', 't', '--beta_decay', 'linear'])
-    assert cifar.complete(opt).beta == 1000
-
-
-def test_curves_are_named_by_their_group():
-    def names(**record):
-        found = {}
-        writer = argparse.Namespace(add_scalar=lambda n, v, e: found.update({n: v}), flush=int)
-        usual = dict.fromkeys(('train_loss', 'train_acc', 'test_loss', 'test_acc', 'lr'))
-        utils.write_curves(writer, usual | {'epoch': 1} | record)
-        return found
-
-    assert names(at_losses=[5, 7], at_groups=[2, 0]) == {'at_loss/group2': 5, 'at_loss/group0': 7}
-    assert names(at_losses=[3], at_groups=[0, 1, 2], method='grad') == {'grad_loss': 3}
-    assert names(at_losses=[1, 2]) == {'at_loss/group0': 1, 'at_loss/group1': 2}
-    assert names(at_losses=[], at_groups=[0, 1, 2]) == {}
+    assert completed('--teacher_id', 't', '--beta_decay', 'linear').beta == 1000
 
 
 def test_the_rate_falls_at_the_given_and_by_default_at_the_published_epochs(home):
-    done = command(
-        home, '--save', 'logs/steps', '--epochs', '3', '--epoch_step', '[2,3]', '--lr', '0.1'
-    )
-    assert done.returncode == 0
-    assert [r['lr'] for r in utils.read_log(home / 'logs/steps/log.txt')] == pytest.approx(
-        [0.1, 0.02, 0.004]
-    )
-    assert cifar.complete(cifar.parser.parse_args([])).epoch_step == [60, 120, 160]
-    assert cifar.complete(cifar.parser.parse_args(['--epochs', '10'])).epoch_step == [4, 7, 9]
+    trained(home, '--save logs/steps --epochs 3 --epoch_step [2,3] --lr 0.1')
+    rates = [r['lr'] for r in records_of(home / 'logs/steps')]
+    assert rates == pytest.approx([0.1, 0.02, 0.004])
+    assert completed().epoch_step == [60, 120, 160]
+    assert completed('--epochs', '10').epoch_step == [4, 7, 9]
 
 
 def test_a_net_of_its_teachers_shape_starts_from_other_values_and_so_does_its_own_student(home):
-    for name, teacher in ('a', []), ('b', ['--teacher_id', 'a']), ('c', ['--teacher_id', 'b']):
-        done = command(home, '--save', f'logs/{name}', '--epochs', '0', *teacher)
-        assert done.returncode == 0, done.stderr
-    a, b, c = (utils.load_params(home / f'logs/{n}/model.hkl') for n in 'abc')
+    for name, teacher in ('a', []), ('b', ['--teacher_id a']), ('c', ['--teacher_id b']):
+        trained(home, f'--save logs/{name} --epochs 0', *teacher)
+    a, b, c = (weights_of(home / f'logs/{n}') for n in 'abc')
     drawn = [k for k in a if k.endswith(('conv0', 'conv1', 'convdim', 'fc.weight'))]
     assert not any(torch.equal(x[k], y[k]) for k in drawn for x, y in ((a, b), (b, c)))
-    assert utils.read_log(home / 'logs/a/log.txt')[0]['epoch'] == 0
+    assert records_of(home / 'logs/a')[0]['epoch'] == 0
 
 
 def test_a_teacher_that_is_not_what_its_log_says_is_noticed(home):
     shutil.copytree(home / 'logs/teacher', home / 'logs/broken')
-    params = utils.load_params(home / 'logs/broken/model.hkl')
+    params = weights_of(home / 'logs/broken')
     params['fc.weight'] = -params['fc.weight']
-    utils.save_params(home / 'logs/broken/model.hkl', params)
-    done = command(home, '--save', 'logs/of_broken', '--teacher_id', 'broken', '--epochs', '1')
-    assert done.returncode == 0 and done.stderr.count('\n') == 1
+    weights.save_params(home / 'logs/broken/model.hkl', params)
+    done = trained(home, '--save logs/of_broken --teacher_id broken --epochs 1')
+    assert done.stderr.count('\n') == 1
     assert 'warning: teacher broken' in done.stderr and ' % on set: ' in done.stderr
-    # What the published code could not measure cannot differ.
+    # An accuracy that the published code could not measure is not compared.
     log = home / 'logs/broken/log.txt'
     log.write_text(re.sub(r'"test_acc": [0-9.]+', '"test_acc": NaN', log.read_text()))
-    done = command(home, '--save', 'logs/of_nan', '--teacher_id', 'broken', '--epochs', '1')
-    assert done.returncode == 0 and not done.stderr
+    assert not trained(home, '--save logs/of_nan --teacher_id broken --epochs 1').stderr
 
 
 def test_a_run_folder_of_the_published_code_teaches_and_is_evaluated(home):
-    """log.txt with NaN and [mean, std]; model.pt7 in the file format of 2018, teacher and student
-    in one dict."""
+    """Its log.txt has NaN and [mean, std]. Its model.pt7 has the file format of 2018, with teacher
+    and student in one dict."""
     folder = home / 'logs/published'
     folder.mkdir()
-    params = utils.load_params(home / 'logs/teacher/model.hkl')
-    both = {f'student.{k}': v for k, v in params.items()} | {
-        f'teacher.{k}': torch.zeros(3) for k in params
-    }
-    torch.save(
-        {'params': both, 'epoch': 2, 'optimizer': {}},
-        folder / 'model.pt7',
-        _use_new_zipfile_serialization=False,
-    )
-    acc = utils.read_log(home / 'logs/teacher/log.txt')[-1]['test_acc']
-    line = '{"depth": 10, "width": 1.0, "dataset": "CIFAR10", "epoch_step": "[60,120,160]", "at_losses": [[0.1, NaN]], "test_acc": %s}'
-    (folder / 'log.txt').write_text(f'json_stats: {line % acc}\n')
-    done = command(
-        home, '--save', 'logs/of_published', '--teacher_id', 'published', '--epochs', '1'
-    )
-    assert done.returncode == 0 and done.stderr == '', done.stderr
-    done = command(home, '--evaluate', 'logs/published')
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1].removeprefix('json_stats: '))['test_acc'] == acc
+    params = weights_of(home / 'logs/teacher')
+    both = utils.flatten({'student': params, 'teacher': {k: torch.zeros(3) for k in params}})
+    saved = {'params': both, 'epoch': 2, 'optimizer': {}}
+    torch.save(saved, folder / 'model.pt7', _use_new_zipfile_serialization=False)
+    acc = records_of(home / 'logs/teacher')[-1]['test_acc']
+    line = '{"depth": 10, "width": 1.0, "dataset": "CIFAR10", "epoch_step": "[60,120,160]", '
+    line += f'"at_losses": [[0.1, NaN]], "test_acc": {acc}}}'
+    (folder / 'log.txt').write_text(f'json_stats: {line}\n')
+    done = trained(home, '--save logs/of_published --teacher_id published --epochs 1')
+    assert done.stderr == ''
+    assert evaluated(trained(home, '--evaluate logs/published').stdout)['test_acc'] == acc
 
 
 def test_evaluate_takes_run_folders_and_files(home):
-    logged = utils.read_log(home / 'logs/teacher/log.txt')[-1]
-    params = utils.load_params(home / 'logs/teacher/model.hkl')
+    logged = records_of(home / 'logs/teacher')[-1]
+    params = weights_of(home / 'logs/teacher')
     torch.save(params, home / 'w.pth')
     for source in 'logs/teacher', 'logs/teacher/model.hkl', 'w.pth':
-        done = command(home, '--evaluate', source)
-        assert done.returncode == 0, done.stderr
-        (line,) = done.stdout.splitlines()
-        stats = json.loads(line.removeprefix('json_stats: '))
+        done = trained(home, '--evaluate', source)
+        assert done.stdout.count('\n') == 1
+        stats = evaluated(done.stdout)
         assert (stats['test_acc'], stats['test_loss']) == (logged['test_acc'], logged['test_loss'])
         assert stats['n_parameters'] == logged['n_parameters'] and stats['images_per_second'] > 0
-    # 12x12 images: conv0, then per group two 3x3 convolutions and, but for the first, a 1x1; and
-    # the linear layer
+    # 12x12 images: conv0; in each group two 3x3 convolutions, and a 1x1 except in the first; the
+    # linear layer.
     expected = 144 * 27 * 16 + 2 * 144 * 9 * 16 * 16
-    expected += (
-        36 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32)
-        + 9 * (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64)
-        + 64 * 3
-    )
+    expected += 36 * (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32)
+    expected += 9 * (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64) + 64 * 3
     assert stats['multiply_adds'] == expected
 
 
 def test_validate_tests_on_held_out_training_images(home):
-    done = command(home, '--save', 'logs/validate', '--validate', '30', '--epochs', '1')
-    assert done.returncode == 0 and '90 images of 3 classes' in done.stdout
-    f, params, records = resnet.load_net(home / 'logs/validate')
+    done = trained(home, '--save logs/validate --validate 30 --epochs 1')
+    assert '90 images of 3 classes' in done.stdout
+    f, params, records = weights.load_net(home / 'logs/validate')
     held_out = data.hold_out(data.open_sets('folder', home / 'set')[1]()[0], 30)[1]
     assert records[-1]['test_acc'] == pytest.approx(cifar.test(f, params, held_out)[1])
 
@@ -513,11 +439,10 @@ def test_tensorboard_has_every_epoch_of_a_resumed_run(home):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # The first epoch ran without curves.
-    for options in ['--epochs', '1'], ['--epochs', '2', '--resume', '--tensorboard']:
-        done = command(home, '--save', 'logs/tb', '--epoch_step', '[9]', *options)
-        assert done.returncode == 0, done.stderr
+    for options in '--epochs 1', '--epochs 2 --resume --tensorboard':
+        trained(home, '--save logs/tb --epoch_step [9]', options)
     curves = EventAccumulator(str(home / 'logs/tb')).Reload().Scalars('test_acc')
-    logged = [r['test_acc'] for r in utils.read_log(home / 'logs/tb/log.txt')]
+    logged = [r['test_acc'] for r in records_of(home / 'logs/tb')]
     assert [c.step for c in curves] == [1, 2]
     assert [c.value for c in curves] == pytest.approx(logged)
 
@@ -526,125 +451,109 @@ def test_tensorboard_has_every_epoch_of_a_resumed_run(home):
 
 
 def test_adapters_train_resume_and_stay_out_of_the_weights(home):
-    """The student has other widths than its teacher in all groups; the run is cut off and goes on
+    """The student has other widths than its teacher in all groups. The run is stopped, and resumed
     to the same bits."""
-    options = [
-        '--teacher_id',
-        'teacher',
-        '--method',
-        'factt',
-        '--beta',
-        '10',
-        '--epoch_step',
-        '[9]',
-    ]
-    runs = [home / f'logs/factt_{name}' for name in ('whole', 'parts')]
-    assert command(home, '--save', runs[0], *options, '--epochs', '2').returncode == 0
-    for epochs in ['--epochs', '1'], ['--epochs', '2', '--resume']:
-        done = command(home, '--save', runs[1], *options, *epochs)
-        assert done.returncode == 0 and done.stderr == '', done.stderr
-    assert (runs[0] / 'model.hkl').read_bytes() == (runs[1] / 'model.hkl').read_bytes()
-    assert log_of(runs[0], ('save', 'epochs')) == log_of(runs[1], ('save', 'epochs'))
+    options = '--teacher_id teacher --method factt --beta 10 --epoch_step [9]'
+    whole, parts = home / 'logs/factt_whole', home / 'logs/factt_parts'
+    trained(home, '--save', whole, options, '--epochs 2')
+    for epochs in '--epochs 1', '--epochs 2 --resume':
+        assert trained(home, '--save', parts, options, epochs).stderr == ''
+    assert same_weights(whole, parts)
+    assert log_of(whole, ('save', 'epochs')) == log_of(parts, ('save', 'epochs'))
     own = resnet.wrn(10, 0.5, 3)[1]
-    assert utils.load_params(runs[0] / 'model.hkl').keys() == own.keys()
-    last = utils.read_log(runs[0] / 'log.txt')[-1]
+    assert weights_of(whole).keys() == own.keys()
+    last = records_of(whole)[-1]
     assert last['n_parameters'] == sum(v.numel() for v in own.values() if v.requires_grad)
     assert len(last['at_losses']) == 3 and last['method'] == 'factt'
-    a, b = (utils.load_checkpoint(run)['adapters'] for run in runs)
-    assert {k: v.shape for k, v in a.items()} == {
-        f'group{i}': (16 * 2**i, 8 * 2**i, 1, 1) for i in range(3)
-    }
+    a, b = (runs.load_checkpoint(run)['adapters'] for run in (whole, parts))
+    shapes = {f'group{i}': (16 * 2**i, 8 * 2**i, 1, 1) for i in range(3)}
+    assert {k: v.shape for k, v in a.items()} == shapes
     assert all(torch.equal(a[k], b[k]) for k in a)
     begun = home / 'logs/factt_begun'
-    assert command(home, '--save', begun, *options, '--epochs', '0').returncode == 0
-    initial = utils.load_checkpoint(begun)['adapters']
+    trained(home, '--save', begun, options, '--epochs 0')
+    initial = runs.load_checkpoint(begun)['adapters']
     assert all((a[k] - initial[k]).abs().max() > 1e-3 for k in a)
 
 
 @pytest.mark.parametrize('method', ['grad', 'sym'])
 def test_what_differentiates_twice_goes_on_to_the_same_bits(home, method):
-    teacher = ['--teacher_id', 'teacher'] if method == 'grad' else []
-    options = [*teacher, '--method', method, '--beta', '10', '--epoch_step', '[9]', '--compile']
-    runs = [home / f'logs/{method}_{name}' for name in ('whole', 'parts')]
-    assert command(home, '--save', runs[0], *options, '--epochs', '2').returncode == 0
-    for epochs in ['--epochs', '1'], ['--epochs', '2', '--resume']:
-        done = command(home, '--save', runs[1], *options, *epochs)
-        assert done.returncode == 0 and done.stderr == '', done.stderr
+    options = f'--method {method} --beta 10 --epoch_step [9] --compile'
+    options += ' --teacher_id teacher' if method == 'grad' else ''
+    whole, parts = home / f'logs/{method}_whole', home / f'logs/{method}_parts'
+    trained(home, '--save', whole, options, '--epochs 2')
+    for epochs in '--epochs 1', '--epochs 2 --resume':
+        done = trained(home, '--save', parts, options, epochs)
+        assert done.stderr == ''
         assert 'which is not compiled' in done.stdout and f', {method} ' in done.stdout
-    assert (runs[0] / 'model.hkl').read_bytes() == (runs[1] / 'model.hkl').read_bytes()
-    assert log_of(runs[0], ('save', 'epochs')) == log_of(runs[1], ('save', 'epochs'))
-    assert utils.read_log(runs[0] / 'log.txt')[-1]['compile'] is False
+    assert same_weights(whole, parts)
+    assert log_of(whole, ('save', 'epochs')) == log_of(parts, ('save', 'epochs'))
+    assert records_of(whole)[-1]['compile'] is False
 
 
 def test_a_checkpoint_from_before_adapters_goes_on(home):
     run = home / 'logs/old'
-    assert command(home, '--save', run, '--epochs', '1').returncode == 0
-    checkpoint = utils.load_checkpoint(run)
+    trained(home, '--save', run, '--epochs 1')
+    checkpoint = runs.load_checkpoint(run)
     new = ['net', 'no_bn', 'no_pool_relu', 'method', 'at_map', 'at_p', 'at_groups', 'beta_decay']
     del checkpoint['adapters']
     for name in new:
         del checkpoint['options'][name]
     torch.save(checkpoint, run / 'checkpoint.pt')
-    other = ['--method', 'minl2', '--beta', 1]
-    error = refused(home, '--save', run, '--epochs', '2', '--resume', *other)
+    error = refused(home, '--save', run, '--epochs 2 --resume --method minl2 --beta 1')
     assert 'differs from the run' in error
-    done = command(home, '--save', run, '--epochs', '2', '--resume')
-    assert done.returncode == 0 and done.stderr == '', done.stderr
-    assert len(utils.read_log(run / 'log.txt')) == 2
+    assert trained(home, '--save', run, '--epochs 2 --resume').stderr == ''
+    assert len(records_of(run)) == 2
 
 
 def test_beta_decays_as_logged_and_the_run_cannot_be_made_longer(home):
-    options = ['--save', 'logs/decay', '--teacher_id', 'teacher', '--alpha', '0.9', '--beta', '100']
-    options += ['--beta_decay', 'linear', '--resume']
-    done = command(home, *options, '--epochs', '3')
-    assert done.returncode == 0, done.stderr
-    records = utils.read_log(home / 'logs/decay/log.txt')
+    options = '--save logs/decay --teacher_id teacher --alpha 0.9 --beta 100 --beta_decay linear'
+    trained(home, options, '--resume --epochs 3')
+    records = records_of(home / 'logs/decay')
     assert [r['epoch_beta'] for r in records] == [100, 50, 0]
     assert [r['beta'] for r in records] == [100] * 3
     last = records[-1]
-    assert all(v > 0 for v in last['at_losses'])  # measured, though they weigh nothing
-    assert '--epochs 4: beta decays over the 3 epochs' in refused(home, *options, '--epochs', 4)
+    assert all(v > 0 for v in last['at_losses'])  # measured, although their weight is 0
+    error = refused(home, options, '--resume --epochs 4')
+    assert '--epochs 4: beta decays over the 3 epochs' in error
 
 
 @pytest.mark.parametrize('method', ['sym', 'minl2'])
 def test_methods_without_a_teacher(home, method):
-    options = ['--method', method, '--beta', '1', '--epochs', '1', '--save', f'logs/{method}']
-    done = command(home, *options)
-    assert done.returncode == 0 and done.stderr == '', done.stderr
-    (last,) = utils.read_log(home / f'logs/{method}/log.txt')
+    done = trained(home, f'--method {method} --beta 1 --epochs 1 --save logs/{method}')
+    assert done.stderr == ''
+    (last,) = records_of(home / f'logs/{method}')
     assert len(last['at_losses']) == 1 and last['at_losses'][0] > 0
     assert last['teacher_test_acc'] is None
 
 
 def test_what_is_differentiated_twice_is_not_compiled_and_says_so(home):
-    options = ['--method', 'grad', '--teacher_id', 'teacher', '--beta', '1', '--epochs', '1']
-    runs = [home / f'logs/grad_{name}' for name in ('eager', 'compile')]
-    for run, extra in zip(runs, ([], ['--compile'])):
-        done = command(home, '--save', run, *options, *extra)
-        assert done.returncode == 0 and done.stderr == '', done.stderr
+    folders = home / 'logs/grad_eager', home / 'logs/grad_compile'
+    for folder, extra in zip(folders, ([], ['--compile'])):
+        options = '--method grad --teacher_id teacher --beta 1 --epochs 1'
+        done = trained(home, '--save', folder, options, *extra)
+        assert done.stderr == ''
         assert ('--compile: --method grad differentiates twice' in done.stdout) == bool(extra)
-    assert (runs[0] / 'model.hkl').read_bytes() == (runs[1] / 'model.hkl').read_bytes()
+    assert same_weights(*folders)
 
 
 def test_nets_of_either_family_teach_either(home):
-    small = ['--net', 'nin', '--depth', '10', '--width', '8', '--epochs', '1']
+    small = '--net nin --depth 10 --width 8'
     for name, options in (
         ('nin', small),
-        ('nin_of_wrn', [*small, '--teacher_id', 'teacher', '--no_bn', '--lr', '0.01']),
-        ('wrn_of_nin', ['--teacher_id', 'nin', '--beta', '100', '--alpha', '0.5', '--epochs', '1']),
-        ('nin_of_nin', [*small, '--teacher_id', 'nin', '--no_pool_relu']),
+        ('nin_of_wrn', f'{small} --teacher_id teacher --no_bn --lr 0.01'),
+        ('wrn_of_nin', '--teacher_id nin --beta 100 --alpha 0.5'),
+        ('nin_of_nin', f'{small} --teacher_id nin --no_pool_relu'),
     ):
-        done = command(home, '--save', f'logs/{name}', *options)
-        assert done.returncode == 0 and done.stderr == '', done.stderr
-        last = utils.read_log(home / f'logs/{name}/log.txt')[-1]
+        done = trained(home, f'--save logs/{name} --epochs 1', options)
+        assert done.stderr == ''
+        last = records_of(home / f'logs/{name}')[-1]
         assert last['net'] == ('wrn' if name == 'wrn_of_nin' else 'nin')
         assert len(last['at_losses']) == (0 if name == 'nin' else 3)
-        done = command(home, '--evaluate', f'logs/{name}')
-        stats = json.loads(done.stdout.splitlines()[-1].removeprefix('json_stats: '))
+        stats = evaluated(trained(home, f'--evaluate logs/{name}').stdout)
         assert (stats['test_acc'], stats['test_loss']) == (last['test_acc'], last['test_loss'])
-    _, params, _ = resnet.load_net(home / 'logs/nin_of_wrn')
+    _, params, _ = weights.load_net(home / 'logs/nin_of_wrn')
     assert nin.variant(params) == (False, False)
-    assert nin.variant(resnet.load_net(home / 'logs/nin_of_nin')[1]) == (True, False)
+    assert nin.variant(weights.load_net(home / 'logs/nin_of_nin')[1]) == (True, False)
 
 
 # ------------------------ chance, kills, resuming
@@ -652,23 +561,20 @@ def test_nets_of_either_family_teach_either(home):
 
 def test_the_same_command_gives_the_same_bits_and_another_seed_others(home):
     for name, seed in ('one', 5), ('two', 5), ('three', 6):
-        assert (
-            command(home, '--save', f'logs/{name}', '--seed', seed, '--epochs', '1').returncode == 0
-        )
-    models = [(home / f'logs/{name}/model.hkl').read_bytes() for name in ('one', 'two', 'three')]
-    assert models[0] == models[1] != models[2]
-    assert log_of(home / 'logs/one') == log_of(home / 'logs/two')
+        trained(home, f'--save logs/{name} --seed {seed} --epochs 1')
+    one, two, three = (home / f'logs/{name}' for name in ('one', 'two', 'three'))
+    assert same_weights(one, two) and not same_weights(two, three)
+    assert log_of(one) == log_of(two)
 
 
 @pytest.mark.parametrize('dtype, kills', [('float', 3), ('bfloat16', 2)])
 def test_killed_at_random_and_resumed_the_run_ends_in_the_same_bits(home, dtype, kills):
-    options = ['--teacher_id', 'teacher', '--beta', '100', '--alpha', '0.5', '--epochs', '24']
-    options += ['--dtype', dtype]
+    options = f'--teacher_id teacher --beta 100 --alpha 0.5 --epochs 24 --dtype {dtype}'
     whole, killed = home / f'logs/whole_{dtype}', home / f'logs/killed_{dtype}'
-    assert command(home, '--save', whole, *options).returncode == 0
+    trained(home, '--save', whole, options)
     rng, statuses = random.Random(dtype), []
     for _ in range(kills):
-        run = start(home, '--save', killed, '--resume', *options)
+        run = start(home, '--save', killed, '--resume', options)
         epochs = (line for line in run.stdout if line.startswith('epoch '))
         for _ in range(rng.randint(1, 5)):
             next(epochs, None)
@@ -677,53 +583,37 @@ def test_killed_at_random_and_resumed_the_run_ends_in_the_same_bits(home, dtype,
         run.communicate()
         statuses.append(run.returncode)
     assert -signal.SIGKILL in statuses, 'every run was over before it was killed'
-    done = command(home, '--save', killed, '--resume', *options)
-    assert done.returncode == 0, done.stderr
+    trained(home, '--save', killed, '--resume', options)
     assert log_of(killed) == log_of(whole)
-    assert (killed / 'model.hkl').read_bytes() == (whole / 'model.hkl').read_bytes()
+    assert same_weights(killed, whole)
 
 
 def test_killed_between_its_files_a_run_agrees_with_its_checkpoint_again(home):
-    assert command(home, '--save', 'logs/torn', '--epochs', '2').returncode == 0
+    trained(home, '--save logs/torn --epochs 2')
     folder = home / 'logs/torn'
     good = snapshot(folder)
     (folder / 'log.txt').write_text((folder / 'log.txt').read_text().splitlines()[0] + '\njson_sta')
     (folder / 'model.hkl').write_bytes(b'half')
-    done = command(home, '--save', 'logs/torn', '--epochs', '2', '--resume')
-    assert done.returncode == 0 and snapshot(folder) == good
+    trained(home, '--save logs/torn --epochs 2 --resume')
+    assert snapshot(folder) == good
     times = {f: f.stat().st_mtime_ns for f in folder.iterdir()}
-    assert command(home, '--save', 'logs/torn', '--epochs', '2', '--resume').returncode == 0
+    trained(home, '--save logs/torn --epochs 2 --resume')
     assert times == {f: f.stat().st_mtime_ns for f in folder.iterdir()}  # finished: untouched
 
 
 def test_resume_takes_the_options_of_the_run_and_may_go_on_longer_or_elsewhere(home):
-    assert (
-        command(
-            home, '--save', 'logs/short', '--epochs', '1', '--epoch_step', '[3]', '--seed', '3'
-        ).returncode
-        == 0
-    )
-    assert (
-        command(
-            home, '--save', 'logs/long', '--epochs', '2', '--epoch_step', '[3]', '--seed', '3'
-        ).returncode
-        == 0
-    )
-    before = snapshot(home / 'logs/short')
-    done = command(home, '--resume', 'logs/short', '--save', 'logs/elsewhere', '--epochs', '2')
-    assert done.returncode == 0, done.stderr
-    assert snapshot(home / 'logs/short') == before
-    assert (home / 'logs/elsewhere/model.hkl').read_bytes() == (
-        home / 'logs/long/model.hkl'
-    ).read_bytes()
-    assert log_of(home / 'logs/elsewhere', ('save', 'epochs')) == log_of(
-        home / 'logs/long', ('save', 'epochs')
-    )
+    short, long, elsewhere = (home / f'logs/{name}' for name in ('short', 'long', 'elsewhere'))
+    for folder, epochs in (short, 1), (long, 2):
+        trained(home, '--save', folder, f'--epochs {epochs} --epoch_step [3] --seed 3')
+    before = snapshot(short)
+    trained(home, '--resume logs/short --save logs/elsewhere --epochs 2')
+    assert snapshot(short) == before and same_weights(elsewhere, long)
+    assert log_of(elsewhere, ('save', 'epochs')) == log_of(long, ('save', 'epochs'))
 
 
 @pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_in_one_line_that_says_how_to_go_on(home, signum, status):
-    run = start(home, '--save', f'logs/signal{status}', '--epochs', '10000')
+    run = start(home, f'--save logs/signal{status} --epochs 10000')
     for line in run.stdout:
         if line.startswith('epoch 2/'):
             break
@@ -735,7 +625,7 @@ def test_a_signal_ends_in_one_line_that_says_how_to_go_on(home, signum, status):
 
 @pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_during_the_imports_ends_in_one_line(home, signum, status):
-    run = start(home, '--save', 'logs/early')
+    run = start(home, '--save logs/early')
     time.sleep(0.3)
     run.send_signal(signum)
     _, error = run.communicate(timeout=300)
@@ -743,19 +633,18 @@ def test_a_signal_during_the_imports_ends_in_one_line(home, signum, status):
 
 
 def test_two_processes_do_not_train_in_one_folder(home):
-    run = start(home, '--save', 'logs/locked', '--epochs', '10000')
+    run = start(home, '--save logs/locked --epochs 10000')
     for line in run.stdout:
         if line.startswith('epoch 1/'):
             break
-    done = command(home, '--save', 'logs/locked', '--epochs', '10000', '--resume')
+    done = command(home, '--save logs/locked --epochs 10000 --resume')
     run.kill()
     run.communicate()
     assert done.returncode == 2 and 'another process' in done.stderr
 
 
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_epoch(home, tmp_path, monkeypatch, capsys):
-    """The disk is full from the third checkpoint on; a real one is tried by scripts/kill.py on a
-    small tmpfs."""
+    """The disk is full from the third checkpoint on. scripts/kill.py tries a real, small disk."""
     monkeypatch.chdir(home)
     fsync, epochs = os.fsync, []
 
@@ -767,30 +656,18 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_epoch(home, tmp_path, m
         fsync(fd)
 
     monkeypatch.setattr(os, 'fsync', full)
-    options = [
-        '--dataset',
-        'folder',
-        '--dataroot',
-        'set',
-        *NET,
-        '--epochs',
-        '4',
-        '--save',
-        str(tmp_path / 'run'),
-    ]
-    assert utils.call_main(cifar.main, options) == 1
+    run = tmp_path / 'run'
+    assert main('--epochs 4 --save', run) == 1
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and 'No space left' in error and 'checkpoint.pt' in error
-    assert utils.load_checkpoint(tmp_path / 'run')['epoch'] == 2 and not list(
-        (tmp_path / 'run').glob('.*')
-    )
+    assert runs.load_checkpoint(run)['epoch'] == 2 and not list(run.glob('.*'))
     monkeypatch.setattr(os, 'fsync', fsync)
-    assert utils.call_main(cifar.main, [*options, '--resume']) == 0
-    assert [r['epoch'] for r in utils.read_log(tmp_path / 'run/log.txt')] == [1, 2, 3, 4]
+    assert main('--epochs 4 --resume --save', run) == 0
+    assert [r['epoch'] for r in records_of(run)] == [1, 2, 3, 4]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(home):
-    done = command(home, '--save', 'logs/nan', '--lr', '1e30', '--epochs', '3')
+    done = command(home, '--save logs/nan --lr 1e30 --epochs 3')
     assert done.returncode == 1 and done.stderr.count('\n') == 1
     assert 'epoch 1, step 2: not finite: loss nan, distillation nan' in done.stderr
 
@@ -811,24 +688,21 @@ def test_a_loss_that_becomes_nan_keeps_the_last_good_epoch(home, tmp_path, capsy
         return poisoned
 
     monkeypatch.setattr(cifar, 'make_loss', make_nan)
-    options = ['--dataset', 'folder', '--dataroot', 'set', *NET, '--teacher_id', 'teacher']
     save = tmp_path / 'run'
-    assert utils.call_main(cifar.main, [*options, '--epochs', '3', '--save', str(save)]) == 1
+    assert main('--teacher_id teacher --epochs 3 --save', save) == 1
     error = capsys.readouterr().err
-    assert (
-        'epoch 2, step 2: not finite: at_loss of group 2 nan;' in error and error.count('\n') == 1
-    )
-    assert utils.load_checkpoint(save)['epoch'] == len(utils.read_log(save / 'log.txt')) == 1
+    assert error.count('\n') == 1
+    assert 'epoch 2, step 2: not finite: at_loss of group 2 nan;' in error
+    assert runs.load_checkpoint(save)['epoch'] == len(records_of(save)) == 1
 
 
 def test_a_test_loss_that_is_not_finite_is_told(home, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setattr(cifar, 'test', lambda *_: (math.inf, 50.0))
-    options = ['--dataset', 'folder', '--dataroot', 'set', *NET, '--epochs', '1']
     save = tmp_path / 'run'
-    assert utils.call_main(cifar.main, [*options, '--save', str(save)]) == 1
+    assert main('--epochs 1 --save', save) == 1
     assert 'the test loss is inf' in capsys.readouterr().err and not list(save.iterdir())
-    assert utils.call_main(cifar.main, [*options, '--evaluate', 'logs/teacher']) == 1
+    assert main('--epochs 1 --evaluate logs/teacher') == 1
     assert 'the test loss is inf' in capsys.readouterr().err
 
 
@@ -836,41 +710,25 @@ def test_a_test_loss_that_is_not_finite_is_told(home, tmp_path, capsys, monkeypa
 def test_compiled_and_resumed_the_bits_are_those_of_a_compiled_run(home, dtype, method):
     if not shutil.which(os.environ.get('CXX', 'g++')):
         pytest.skip('no C++ compiler here')
-    options = [
-        '--teacher_id',
-        'teacher',
-        '--beta',
-        '100',
-        '--method',
-        method,
-        '--dtype',
-        dtype,
-        '--compile',
-        '--epoch_step',
-        '[9]',
-    ]
-    whole, parts, eager = (
-        home / f'logs/{name}_{dtype}_{method}' for name in ('compiled', 'parts', 'eager')
-    )
-    assert command(home, '--save', whole, *options, '--epochs', '2').returncode == 0
-    assert command(home, '--save', parts, *options, '--epochs', '1').returncode == 0
-    done = command(home, '--save', parts, *options, '--epochs', '2', '--resume')
-    assert done.returncode == 0 and 'no working compiler' not in done.stderr
-    assert (parts / 'model.hkl').read_bytes() == (whole / 'model.hkl').read_bytes()
+    options = f'--teacher_id teacher --beta 100 --method {method} --dtype {dtype} --epoch_step [9]'
+    names = 'compiled', 'parts', 'eager'
+    whole, parts, eager = (home / f'logs/{name}_{dtype}_{method}' for name in names)
+    trained(home, '--save', whole, options, '--compile --epochs 2')
+    trained(home, '--save', parts, options, '--compile --epochs 1')
+    done = trained(home, '--save', parts, options, '--compile --epochs 2 --resume')
+    assert 'no working compiler' not in done.stderr
+    assert same_weights(parts, whole)
     assert log_of(parts, ('save', 'epochs')) == log_of(whole, ('save', 'epochs'))
-    options.remove('--compile')
-    assert command(home, '--save', eager, *options, '--epochs', '2').returncode == 0
-    losses = [utils.read_log(run / 'log.txt')[0]['train_loss'] for run in (whole, eager)]
+    trained(home, '--save', eager, options, '--epochs 2')
+    losses = [records_of(run)[0]['train_loss'] for run in (whole, eager)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4 if dtype == 'float' else 0.02)
 
 
 def test_without_a_compiler_the_run_goes_on(home, tmp_path):
-    env = os.environ | {
-        'CXX': str(tmp_path / 'none'),
-        'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache'),
-    }
-    options = arguments('--save', 'logs/no_compiler', '--compile', '--epochs', '1')
-    done = subprocess.run(options, check=False, cwd=home, env=env, capture_output=True, text=True)
+    env = os.environ | {'CXX': str(tmp_path / 'none')}
+    env['TORCHINDUCTOR_CACHE_DIR'] = str(tmp_path / 'cache')
+    argv = arguments('--save logs/no_compiler --compile --epochs 1')
+    done = subprocess.run(argv, check=False, cwd=home, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count('\n') == 1 and '--compile: no working compiler' in done.stderr
 
@@ -878,9 +736,10 @@ def test_without_a_compiler_the_run_goes_on(home, tmp_path):
 # ------------------------ mistakes
 
 
-def refused(home, *options, **kw):
+def refused(home, *options):
+    """The line with which the command refuses the options, having written nothing."""
     before = sorted(str(p) for p in home.rglob('*'))
-    done = command(home, *options, **kw)
+    done = command(home, *options)
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     assert done.stderr.count('\n') == 1 and done.stderr.startswith('cifar.py: error: '), done.stderr
     assert sorted(str(p) for p in home.rglob('*')) == before
@@ -898,6 +757,7 @@ MISTAKES = [
     (['--method', 'minl2', '--beta', '1', '--at_map', 'max'], '--at_map'),
     (['--method', 'factt', '--beta', '1', '--teacher_id', 'teacher', '--at_p', '1'], '--at_p'),
     (['--method', 'sym', '--beta', '1', '--at_groups', '0'], '--at_groups'),
+    (['--method', 'sym', '--beta', '1', '--at_map', 'sum'], '--at_map: has no effect'),  # default
     (['--teacher_id', 'teacher', '--at_groups', '3'], '--at_groups'),
     (['--teacher_id', 'teacher', '--at_groups', '0,0'], '--at_groups'),
     (['--teacher_id', 'teacher', '--at_groups', '[0,1'], '--at_groups'),
@@ -906,18 +766,7 @@ MISTAKES = [
     (['--beta_decay', 'linear'], '--beta_decay'),
     (['--at_map', 'max'], '--at_map: has no effect without a teacher'),
     (
-        [
-            '--teacher_id',
-            'teacher',
-            '--beta_decay',
-            'step',
-            '--beta',
-            '1',
-            '--epochs',
-            '2',
-            '--epoch_step',
-            '[3]',
-        ],
+        ['--teacher_id teacher --beta_decay step --beta 1 --epochs 2 --epoch_step [3]'],
         '--beta_decay step',
     ),
     (['--no_bn'], '--no_bn: is for --net nin'),
@@ -978,14 +827,11 @@ MISTAKES = [
 
 
 def in_process(home, options, capsys, monkeypatch):
-    """The refusal of cifar.main in this process: a subprocess costs two seconds. Some mistakes go
-    through the real command below."""
+    """As `refused`, but in this process."""
     monkeypatch.chdir(home)
     monkeypatch.setattr(sys, 'argv', ['cifar.py'])
     before = sorted(str(p) for p in home.rglob('*'))
-    status = utils.call_main(
-        cifar.main, ['--dataset', 'folder', '--dataroot', 'set', *NET, *options]
-    )
+    status = main(*options)
     error = capsys.readouterr().err
     assert status == 2 and error.count('\n') == 1 and error.startswith('cifar.py: error: '), error
     assert sorted(str(p) for p in home.rglob('*')) == before
@@ -1000,8 +846,8 @@ def test_a_mistake_is_one_line_that_names_it(home, options, named, capsys, monke
 
 
 def test_a_mistake_ends_the_command_with_status_2(home):
-    assert 'depth 11' in refused(home, '--depth', '11')
-    assert 'nobody' in refused(home, '--teacher_id', 'nobody')
+    assert 'depth 11' in refused(home, '--depth 11')
+    assert 'nobody' in refused(home, '--teacher_id nobody')
 
 
 def test_a_gpu_that_is_not_there_is_named(home, capsys, monkeypatch):
@@ -1021,9 +867,9 @@ def test_broken_teachers_are_named(home, capsys, monkeypatch):
         if log is not None:
             (folder / 'log.txt').write_text(log)
         if callable(model):
-            params = utils.load_params(folder / 'model.hkl')
+            params = weights_of(folder)
             model(params)
-            utils.save_params(folder / 'model.hkl', params)
+            weights.save_params(folder / 'model.hkl', params)
         elif model is not None:
             (folder / 'model.hkl').write_bytes(model)
         return ['--teacher_id', name]
@@ -1051,7 +897,7 @@ def test_broken_teachers_are_named(home, capsys, monkeypatch):
     (home / 'logs/neither').mkdir()
     shutil.copy(home / 'logs/teacher/log.txt', home / 'logs/neither')
     cases.append((['--teacher_id', 'neither'], 'model.hkl'))
-    # Sizes that are checked before anything of them is allocated.
+    # Sizes are checked before memory is allocated.
     vast = 'json_stats: {"depth": 9994, "width": 64}\n'
     cases.append((teacher('log_vast', log=vast), 'says 9994 and 64'))
     for options, named in cases:
@@ -1062,10 +908,10 @@ def test_a_log_with_odd_values_is_named_by_evaluate(home, capsys, monkeypatch):
     for name, value in ('dataset', 'imagenet'), ('dataset', 3), ('dataroot', 5), ('validate', 'x'):
         folder = home / 'logs' / f'odd_{name}_{value}'
         shutil.copytree(home / 'logs/teacher', folder)
-        record = utils.read_log(folder / 'log.txt')[0] | {name: value}
-        (folder / 'log.txt').write_text(utils.json_stats(record) + '\n')
+        record = records_of(folder)[0] | {name: value}
+        (folder / 'log.txt').write_text(logs.json_stats(record) + '\n')
         monkeypatch.chdir(home)
-        assert utils.call_main(cifar.main, ['--evaluate', str(folder)]) == 2
+        assert program.call_main(cifar.main, ['--evaluate', str(folder)]) == 2
         error = capsys.readouterr().err
         assert error.count('\n') == 1 and f'give --{name}' in error and str(value) in error
 
@@ -1073,13 +919,13 @@ def test_a_log_with_odd_values_is_named_by_evaluate(home, capsys, monkeypatch):
 def test_images_of_a_run_that_are_not_here_are_named_by_evaluate(home, capsys, monkeypatch):
     folder = home / 'logs' / 'moved'
     shutil.copytree(home / 'logs/teacher', folder)
-    record = utils.read_log(folder / 'log.txt')[0] | {'dataroot': '/nowhere/set'}
-    (folder / 'log.txt').write_text(utils.json_stats(record) + '\n')
+    record = records_of(folder)[0] | {'dataroot': '/nowhere/set'}
+    (folder / 'log.txt').write_text(logs.json_stats(record) + '\n')
     monkeypatch.chdir(home)
-    assert utils.call_main(cifar.main, ['--evaluate', str(folder)]) == 2
+    assert program.call_main(cifar.main, ['--evaluate', str(folder)]) == 2
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and 'its images, /nowhere/set, are not there' in error
-    assert utils.call_main(cifar.main, ['--evaluate', str(folder), '--dataroot', 'set']) == 0
+    assert program.call_main(cifar.main, ['--evaluate', str(folder), '--dataroot', 'set']) == 0
 
 
 def test_what_may_not_be_read_is_named(home, tmp_path):
@@ -1093,24 +939,20 @@ def test_what_may_not_be_read_is_named(home, tmp_path):
     locked.mkdir()
     os.chmod(tmp_path, 0o755)
     os.chmod(locked, 0)
-    for options in (
-        ['--save', locked / 'x'],
-        ['--resume', locked / 'x'],
-        ['--evaluate', locked / 'x'],
-    ):
-        words = [*as_nobody, *arguments(*options, dataset=('--dataset', 'shapes'))]
+    for option in '--save', '--resume', '--evaluate':
+        argv = [*as_nobody, *arguments(option, locked / 'x', dataset=('--dataset', 'shapes'))]
         env = os.environ | {'HOME': '/nowhere'}
-        done = subprocess.run(words, check=False, cwd='/', env=env, capture_output=True, text=True)
+        done = subprocess.run(argv, check=False, cwd='/', env=env, capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
         assert 'locked' in done.stderr
     os.chmod(locked, 0o755)
 
 
 def test_a_run_of_no_epochs_goes_on_with_the_drops_of_its_new_length(home):
-    assert command(home, '--save', 'logs/nothing', '--epochs', '0').returncode == 0
-    done = command(home, '--save', 'logs/nothing', '--epochs', '4', '--resume')
-    assert done.returncode == 0 and 'in place of' not in done.stdout, done.stderr
-    records = utils.read_log(home / 'logs/nothing/log.txt')[1:]
+    trained(home, '--save logs/nothing --epochs 0')
+    done = trained(home, '--save logs/nothing --epochs 4 --resume')
+    assert 'in place of' not in done.stdout
+    records = records_of(home / 'logs/nothing')[1:]
     assert [r['lr'] for r in records] == pytest.approx([0.1, 0.02, 0.004, 0.0008])
     assert records[0]['epoch_step'] == [2, 3, 4]
 
@@ -1123,7 +965,7 @@ def test_a_resumed_run_on_other_classes_is_told_of_the_data(home, tmp_path, caps
 
 
 def test_a_net_for_photographs_is_not_for_this_script(home, capsys, monkeypatch):
-    utils.save_params(home / 'photographs.hkl', resnet.resnet(18, 0.125, 3)[1])
+    weights.save_params(home / 'photographs.hkl', resnet.resnet(18, 0.125, 3)[1])
     error = in_process(home, ['--evaluate', 'photographs.hkl'], capsys, monkeypatch)
     assert 'imagenet.py tests it' in error
     (home / 'photographs.hkl').unlink()
@@ -1131,13 +973,11 @@ def test_a_net_for_photographs_is_not_for_this_script(home, capsys, monkeypatch)
 
 def test_other_classes_matter_with_alpha_alone(home, tmp_path, capsys, monkeypatch):
     make_images(tmp_path / 'two', per_class=8, classes=('cat', 'dog'))
-    two = ['--dataroot', str(tmp_path / 'two'), '--teacher_id', 'teacher', '--epochs', '1']
-    error = in_process(home, [*two, '--alpha', '0.9'], capsys, monkeypatch)
+    two = ['--dataroot', tmp_path / 'two', '--teacher_id teacher --epochs 1']
+    error = in_process(home, [*two, '--alpha 0.9'], capsys, monkeypatch)
     assert '--alpha' in error and 'cat, dog' in error
-    monkeypatch.chdir(home)
-    options = ['--dataset', 'folder', *NET, *two, '--beta', '100', '--save', str(tmp_path / 'run')]
-    assert utils.call_main(cifar.main, options) == 0
-    assert utils.read_log(tmp_path / 'run/log.txt')[0]['teacher_test_acc'] is None
+    assert main(*two, '--beta 100 --save', tmp_path / 'run') == 0
+    assert records_of(tmp_path / 'run')[0]['teacher_test_acc'] is None
 
 
 def test_broken_data_is_named(home, tmp_path, capsys, monkeypatch):
@@ -1167,36 +1007,31 @@ def test_broken_data_is_named(home, tmp_path, capsys, monkeypatch):
         root = data_set(name)
         breaker(root)
         assert named in in_process(home, ['--dataroot', str(root)], capsys, monkeypatch)
-    assert 'nowhere' in in_process(
-        home, ['--dataroot', str(tmp_path / 'nowhere')], capsys, monkeypatch
-    )
+    nowhere = ['--dataroot', tmp_path / 'nowhere']
+    assert 'nowhere' in in_process(home, nowhere, capsys, monkeypatch)
 
 
 def test_other_data_or_another_teacher_cannot_go_on(home, tmp_path, capsys, monkeypatch):
-    assert (
-        command(home, '--save', 'logs/facts', '--teacher_id', 'teacher', '--epochs', '1').returncode
-        == 0
-    )
+    trained(home, '--save logs/facts --teacher_id teacher --epochs 1')
     shutil.copytree(home / 'set', tmp_path / 'set')
     cv2.imwrite(str(tmp_path / 'set/train/cat/000.png'), np.zeros((12, 12, 3), np.uint8))
-    go_on = ['--save', 'logs/facts', '--resume', '--epochs', '2']
-    assert 'dataroot' in in_process(
-        home, [*go_on, '--dataroot', str(tmp_path / 'set')], capsys, monkeypatch
-    )
+    go_on = ['--save logs/facts --resume --epochs 2']
+    other = [*go_on, '--dataroot', tmp_path / 'set']
+    assert 'dataroot' in in_process(home, other, capsys, monkeypatch)
     teacher = home / 'logs/teacher/model.hkl'
     whole = teacher.read_bytes()
-    params = utils.load_params(teacher)
+    params = weights.load_params(teacher)
     params['fc.bias'] += 1
-    utils.save_params(teacher, params)
+    weights.save_params(teacher, params)
     assert 'teacher_id' in in_process(home, go_on, capsys, monkeypatch)
     teacher.write_bytes(whole)
 
 
 def test_damaged_checkpoints_are_refused_and_kept(home, capsys, monkeypatch):
-    assert command(home, '--save', 'logs/hurt', '--epochs', '1').returncode == 0
+    trained(home, '--save logs/hurt --epochs 1')
     path = home / 'logs/hurt/checkpoint.pt'
     whole = path.read_bytes()
-    go_on = ['--save', 'logs/hurt', '--resume', '--epochs', '2']
+    go_on = ['--save logs/hurt --resume --epochs 2']
     with zipfile.ZipFile(path) as archive:  # a byte that is padding would not matter
         largest = max(archive.infolist(), key=lambda entry: entry.file_size)
     lengths = whole[largest.header_offset + 26 : largest.header_offset + 30]
@@ -1213,12 +1048,8 @@ def test_damaged_checkpoints_are_refused_and_kept(home, capsys, monkeypatch):
     assert 'not a checkpoint' in in_process(home, go_on, capsys, monkeypatch)
 
 
-OPTIONS = sorted(
-    s
-    for a in cifar.parser._actions
-    for s in a.option_strings
-    if s not in ('-h', '--help', '--save')
-)
+OPTIONS = {s for a in cifar.parser._actions for s in a.option_strings}
+OPTIONS = sorted(OPTIONS - {'-h', '--help', '--save'})
 
 
 @settings(
@@ -1234,27 +1065,24 @@ OPTIONS = sorted(
     )
 )
 def test_options_never_end_in_a_traceback(tmp_path_factory, options):
-    """Whatever is typed, the options are taken, or refused by a UserError: here up to where data
-    and teacher are opened."""
+    """Any options are accepted or refused by a UserError, until data and teacher are opened."""
     folder = tmp_path_factory.getbasetemp() / 'options'
     folder.mkdir(exist_ok=True)
     argv = [word for pair in options for word in pair]
     try:
         opt, given_options = cifar.parser.parse(argv)
         opt.save = str(folder / 'none')
-        utils.find_checkpoint(
-            opt, given_options, cifar.parser, lambda opt: cifar.complete(opt).save
-        )
-        done = cifar.complete(opt)
+        opt, _, _ = runs.find_checkpoint(opt, given_options, cifar.parser, cifar.complete)
+        done = cifar.complete(opt, given_options)
         done.save = ''
-        assert len(cifar.complete(done).save) < 210
-    except utils.UserError:
+        assert len(cifar.complete(done, given_options).save) < 210
+    except UserError:
         pass
 
 
 def test_the_names_of_runs_tell_them_apart():
     def name(*options):
-        return cifar.complete(cifar.parser.parse_args(options)).save
+        return completed(*options).save
 
     at = ['--teacher_id', 'resnet_16_2_teacher', '--beta', '1e+3']
     assert name(*at) == 'logs/CIFAR10_wrn-16-1_resnet_16_2_teacher_beta1000_seed0'
@@ -1276,16 +1104,18 @@ def test_the_names_of_runs_tell_them_apart():
         name('--teacher_id', 't' * 251),
     ]
     assert len(set(names)) == len(names) and max(map(len, names)) < 210
-    assert name('--compile', '--nthread', '1') == name(), 'what does not matter is not in it'
+    assert name('--compile', '--nthread', '1') == name(), 'these do not change the result'
 
 
 def test_the_published_commands_parse():
+    machine = ' --gpu_id 0,1 --ngpu 2 --cuda --nthread 4'
+    recipe = ' --epoch_step [60,120,160] --randomcrop_pad 4 --temperature 4 --dtype float'
     for line in (
         '--save logs/resnet_16_2_teacher --depth 16 --width 2',
         '--save logs/at_16_1_16_2 --teacher_id resnet_16_2_teacher --beta 1e+3',
         '--save logs/kd_16_1_16_2 --teacher_id resnet_16_2_teacher --alpha 0.9',
-        '--save logs/atkd --teacher_id resnet_16_2_teacher --alpha 0.9 --beta 1e+3 --gpu_id 0,1 --ngpu 2 --cuda --nthread 4',
-        '--dataset CIFAR100 --dataroot . --epoch_step [60,120,160] --randomcrop_pad 4 --temperature 4 --dtype float',
+        '--save logs/atkd --teacher_id resnet_16_2_teacher --alpha 0.9 --beta 1e+3' + machine,
+        '--dataset CIFAR100 --dataroot .' + recipe,
     ):
-        opt = cifar.complete(cifar.parser.parse(line.split())[0])
+        opt = completed(*line.split())
         assert opt.epoch_step == [60, 120, 160] and (opt.beta == 1000 or 'beta' not in line)

@@ -1,5 +1,4 @@
-"""scripts/convert.py: torchvision's models, ours, folded ones and ONNX graphs (in onnxruntime) give
-the same logits."""
+"""scripts/convert.py: our files, torchvision's, folded ones and ONNX graphs have equal logits."""
 
 import json
 import sys
@@ -14,8 +13,9 @@ import torchvision
 import data
 import nin
 import resnet
-import utils
-from test_resnet import AffineNet, fold
+from samples import AffineNet, fold
+from support import files, logs, weights
+from support.program import UserError
 from test_scripts import make_run, refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,13 +43,13 @@ def nets(tmp_path_factory):
     folder = tmp_path_factory.mktemp('nets')
     torch.manual_seed(0)
     found = {'wrn': make_run(folder / 'wrn')}
-    params = utils.load_params(found['wrn'] / 'model.hkl')
+    params = weights.load_params(found['wrn'] / 'model.hkl')
     randomize(params)
-    utils.save_params(found['wrn'] / 'model.hkl', params)
+    weights.save_params(found['wrn'] / 'model.hkl', params)
     # Of ResNet-50 an eighth of the inner channels: the same names, a fifth of the time.
     for depth, narrow in (18, {}), (50, {'width_per_group': 8}):
         net = getattr(torchvision.models, f'resnet{depth}')(num_classes=7, **narrow).eval()
-        ours = utils.from_torchvision(net.state_dict())
+        ours = weights.from_torchvision(net.state_dict())
         randomize(ours)
         for name, value in net.named_buffers():
             if name.endswith('num_batches_tracked'):
@@ -57,13 +57,13 @@ def nets(tmp_path_factory):
         found[f'net{depth}'], found[f'resnet{depth}'] = net, folder / f'resnet{depth}.pth'
         torch.save(net.state_dict(), found[f'resnet{depth}'])
         found[f'folded{depth}'] = folder / f'folded{depth}.hkl'
-        utils.save_params(found[f'folded{depth}'], fold(ours))
+        weights.save_params(found[f'folded{depth}'], fold(ours))
     params = nin.nin(8, 7)[1]
     randomize(params)
     found['nin'] = folder / 'nin.hkl'
-    utils.save_params(found['nin'], params)
+    weights.save_params(found['nin'], params)
     found['affine'] = folder / 'affine.hkl'
-    utils.save_params(found['affine'], AffineNet((64, 64, 16, 24, 32)).p)
+    weights.save_params(found['affine'], AffineNet((64, 64, 16, 24, 32)).p)
     return found
 
 
@@ -103,27 +103,27 @@ def test_ours_and_folded_have_torchvisions_logits(nets, depth, tmp_path):
     ours = run(nets[f'resnet{depth}'], tmp_path / 'ours.hkl')
     folded = run(ours, tmp_path / 'folded.hkl', '--fold')
     for file, layout in (ours, 'resnet'), (folded, 'folded'):
-        f, params, _ = resnet.load_net(file)
+        f, params, _ = weights.load_net(file)
         assert resnet.layout(params) == layout
         for n in 1, 3:
             x = torch.randn(n, 3, 64, 48)
             with torch.no_grad():
                 assert_same(logits(f, params, x), nets[f'net{depth}'](x))
-    assert params.keys() == utils.load_params(nets[f'folded{depth}']).keys()
+    assert params.keys() == weights.load_params(nets[f'folded{depth}']).keys()
 
 
 def test_fold_is_computed_in_float64(nets, tmp_path):
-    folded = utils.load_params(run(nets['resnet50'], tmp_path / 'folded.hkl', '--fold'))
-    expected = utils.load_params(nets['folded50'])
+    folded = weights.load_params(run(nets['resnet50'], tmp_path / 'folded.hkl', '--fold'))
+    expected = weights.load_params(nets['folded50'])
     assert folded.keys() == expected.keys()
     assert all(torch.equal(folded[k], v) for k, v in expected.items())
 
 
 @pytest.mark.parametrize('kind', ['wrn', 'nin', 'folded50', 'affine'])
 def test_what_torchvision_does_not_have_keeps_our_names(nets, kind, tmp_path, capsys):
-    _, expected, _ = resnet.load_net(nets[kind])
+    _, expected, _ = weights.load_net(nets[kind])
     for name in 'net.pth', 'net.safetensors':
-        _, params, _ = resnet.load_net(run(nets[kind], tmp_path / name))
+        _, params, _ = weights.load_net(run(nets[kind], tmp_path / name))
         assert 'our names' in capsys.readouterr().out
         assert params.keys() == expected.keys()
         assert all(torch.equal(params[k], v) for k, v in expected.items())
@@ -169,7 +169,7 @@ def test_onnx_has_the_nets_logits(nets, kind, size, tmp_path, onnx):
     (images,) = found.get_inputs()
     assert (images.name, images.type) == ('images', 'tensor(float)')
     assert images.shape == ['batch', 3, side, side]
-    f, params, _ = resnet.load_net(nets[kind])
+    f, params, _ = weights.load_net(nets[kind])
     for n in 1, 3:
         x = torch.randn(n, 3, side, side)
         assert_same(graph(x), logits(f, params, x))
@@ -195,7 +195,7 @@ def test_onnx_normalizes_as_in_training(nets, kind, tmp_path, onnx):
     images = (torch.rand(3, 32, 32, 3) * levels).byte()
     small = kind in ('wrn', 'nin')
     scale = (data.MEAN, data.STD) if small else (data.IMAGENET_MEAN, data.IMAGENET_STD)
-    f, params, _ = resnet.load_net(nets[kind])
+    f, params, _ = weights.load_net(nets[kind])
     expected = logits(f, params, data.normalize(images, *scale))
     assert_same(graph(images.permute(0, 3, 1, 2).contiguous()), expected)
 
@@ -205,13 +205,13 @@ def test_onnx_of_a_run_has_its_classes_and_its_size(nets, tmp_path, onnx, capsys
     assert {p.key: json.loads(p.value) for p in model.metadata_props} == {'classes': data.SHAPES}
     folder = tmp_path / 'run'
     folder.mkdir()
-    utils.save_params(folder / 'model.hkl', resnet.resnet(18, 0.125, 2)[1])
+    weights.save_params(folder / 'model.hkl', resnet.resnet(18, 0.125, 2)[1])
     record = {'depth': 18, 'width': 0.125, 'image_size': 48, 'classes': ['cat', 'dog']}
-    utils.write_text(folder / 'log.txt', f'{utils.json_stats(record)}\n')
+    files.write_text(folder / 'log.txt', f'{logs.json_stats(record)}\n')
     found, _ = session(run(folder, tmp_path / 'small.onnx'))
     assert found.get_inputs()[0].shape == ['batch', 3, 48, 48]
     assert found.get_modelmeta().custom_metadata_map == {'classes': '["cat", "dog"]'}
-    utils.write_text(folder / 'log.txt', f'{utils.json_stats(record | {"image_size": "x"})}\n')
+    files.write_text(folder / 'log.txt', f'{logs.json_stats(record | {"image_size": "x"})}\n')
     assert '--image_size' in refused(convert.main, [folder, tmp_path / 'odd.onnx'], capsys)
 
 
@@ -224,11 +224,11 @@ def test_an_existing_file_is_replaced_only_by_force(nets, tmp_path, capsys):
     assert '--force' in refused(convert.main, [nets['wrn'], out], capsys)
     assert out.read_text() == 'old'
     run(nets['wrn'], out, '--force')
-    resnet.load_net(out)
+    weights.load_net(out)
     # A net may be replaced by itself, folded.
     again = run(nets['resnet50'], tmp_path / 'self.hkl')
     run(again, again, '--fold', '--force')
-    assert resnet.layout(utils.load_params(again)) == 'folded'
+    assert resnet.layout(weights.load_params(again)) == 'folded'
 
 
 def test_mistakes_are_one_line_and_write_nothing(nets, tmp_path, capsys, monkeypatch):
@@ -258,7 +258,7 @@ def test_mistakes_are_one_line_and_write_nothing(nets, tmp_path, capsys, monkeyp
 
 
 def test_a_net_too_large_for_onnx_is_refused():
-    with pytest.raises(utils.UserError, match='2 GiB'):
+    with pytest.raises(UserError, match='2 GiB'):
         convert.export(None, {'conv0': torch.empty(2**29, device='meta')}, 32, None, None)
 
 
@@ -287,9 +287,9 @@ def test_torchvisions_weights_are_fetched_once_and_checked(nets, tmp_path, monke
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
     for name in 'a.hkl', 'b.hkl':
-        params = utils.load_params(run('resnet50', tmp_path / name))
+        params = weights.load_params(run('resnet50', tmp_path / name))
     assert asked == [torchvision.models.ResNet50_Weights.IMAGENET1K_V1.url]
-    expected = utils.load_params(nets['resnet50'])
+    expected = weights.load_params(nets['resnet50'])
     assert all(torch.equal(params[k], v) for k, v in expected.items())
     # torchvision finds the same file, and every name is a model of its own.
     assert torchvision.models.ResNet50_Weights.IMAGENET1K_V1.get_state_dict().keys()

@@ -1,14 +1,11 @@
-"""data.py against torchvision's own transforms and files, PIL's decoders, and statistics of
-chance."""
+"""data.py against torchvision's transforms and files, PIL's decoders, and statistics of chance."""
 
 import hashlib
 import io
 import math
 import os
 import pickle
-import re
 import tarfile
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,14 +16,11 @@ import torchvision.transforms.functional as TF
 from PIL import Image, ImageOps
 
 import data
-from data import UserError
+from support.program import UserError
 
 
 def random_images(n=3, h=32, w=32, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, h, w, 3), np.uint8))
-
-
-# ------------------------ augmentation
 
 
 @pytest.mark.parametrize('h, w, pad', [(32, 32, 4), (7, 12, 3), (9, 5, 4), (5, 5, 0)])
@@ -108,11 +102,20 @@ def test_the_order_of_an_epoch_is_a_permutation_of_its_own():
 
 
 def test_seeds_of_other_purposes_differ():
-    seeds = [
-        data.seed_of(*w)
-        for w in [(0,), (0, 'a'), (0, 'b'), (1, 'a'), ('0', 'a'), (0, 'a', 1), (0, 'a1'), (10, 'a')]
-    ]
+    words = [(0,), (0, 'a'), (0, 'b'), (1, 'a'), ('0', 'a'), (0, 'a', 1), (0, 'a1'), (10, 'a')]
+    seeds = [data.seed_of(*w) for w in words]
     assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**63 for s in seeds)
+
+
+def test_draws_are_uniform_and_a_function_of_seed_epoch_and_sample():
+    u = np.array([data.uniforms(23, 5, 2, i) for i in range(3000)])
+    assert u.min() >= 0 and u.max() < 1
+    assert np.abs(u.mean(0) - 0.5).max() < 0.03 and np.abs(u.std(0) - 12**-0.5).max() < 0.02
+    correlation = np.corrcoef(u.T) - np.eye(23)
+    assert np.abs(correlation).max() < 0.08
+    assert np.array_equal(data.uniforms(23, 5, 2, 7), u[7])
+    for other in (6, 2, 7), (5, 3, 7), (5, 2, 8):
+        assert not np.array_equal(data.uniforms(23, *other), u[7])
 
 
 def test_normalisation_is_the_published_one():
@@ -126,23 +129,16 @@ def test_normalisation_is_the_published_one():
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-# ------------------------ images held out
+# ------------------------ held-out images
 
 
 def labelled(counts):
-    labels = torch.from_numpy(
-        np.random.default_rng(1).permutation(np.repeat(np.arange(len(counts)), counts))
-    )
-    n = len(labels)
-    images = (
-        torch.arange(n)
-        .view(n, 1, 1, 1)
-        .expand(n, 1, 2, 3)
-        .remainder(251)
-        .to(torch.uint8)
-        .contiguous()
-    )
-    images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(n) % 256, torch.arange(n) // 256
+    """An ImageSet of `counts` images a class, in random order; image i has the identity i."""
+    classes = np.repeat(np.arange(len(counts)), counts)
+    labels = torch.from_numpy(np.random.default_rng(1).permutation(classes))
+    i = torch.arange(len(labels))
+    images = (i % 251).to(torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 2, 3)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = i % 256, i // 256
     return data.ImageSet(images, labels, [f'c{i}' for i in range(len(counts))])
 
 
@@ -197,22 +193,22 @@ def test_each_class_stays_on_both_sides_or_the_number_is_refused(counts, n):
 
 
 def picture(h=24, w=32, seed=0):
-    """A smooth picture, as photographs are: uint8 [h, w, 3]."""
+    """A smooth picture, like a photograph: uint8 [h, w, 3]."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     return np.asarray(Image.fromarray(small).resize((w, h), Image.Resampling.BICUBIC))
 
 
-def write_folder(
-    root, train=('cat', 'dog'), test=('cat', 'dog'), n=3, test_name='test', size=(8, 8)
-):
+PETS = ('cat', 'dog')
+
+
+def write_folder(root, train=PETS, test=PETS, n=3, test_name='test', size=(8, 8)):
     for split, classes in ('train', train), (test_name, test):
         for c, name in enumerate(classes):
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(n):
-                Image.fromarray(
-                    picture(*size, seed=100 * c + i + 10_000 * (split == 'train'))
-                ).save(folder / f'{i}.png')
+                image = picture(*size, seed=100 * c + i + 10_000 * (split == 'train'))
+                Image.fromarray(image).save(folder / f'{i}.png')
 
 
 @pytest.mark.parametrize(
@@ -245,7 +241,7 @@ def test_photographs_are_turned_as_their_exif_says(orientation, tmp_path):
 
 
 def with_thumbnail(jpeg):
-    """The JPEG with another whole JPEG inside its EXIF segment, as cameras write it."""
+    """The JPEG with another JPEG, a thumbnail, in its EXIF segment, as cameras write it."""
     thumb = io.BytesIO()
     Image.fromarray(picture(8, 8)).save(thumb, 'JPEG')
     body = b'Exif\0\0' + b'II*\0\x08\0\0\0\0\0\0\0\0\0' + thumb.getvalue()
@@ -254,12 +250,9 @@ def with_thumbnail(jpeg):
 
 def jpegs():
     files = {}
-    for name, options in {
-        'baseline': {},
-        'progressive': {'progressive': True},
-        'restarts': {'restart_marker_blocks': 1},
-        'fine': {'quality': 100, 'subsampling': 0},
-    }.items():
+    kinds = {'baseline': {}, 'progressive': {'progressive': True}}
+    kinds |= {'restarts': {'restart_marker_blocks': 1}, 'fine': {'quality': 100, 'subsampling': 0}}
+    for name, options in kinds.items():
         stream = io.BytesIO()
         rng = np.random.default_rng(0)
         noisy = np.clip(picture(40, 48).astype(int) + rng.integers(-40, 40, (40, 48, 3)), 0, 255)
@@ -278,9 +271,8 @@ def test_a_jpeg_cut_off_anywhere_is_broken(kind, tmp_path):
     assert not data.is_cut_off(raw)
     for n in {0, 1, 2, 3, 20, 160, *range(200, len(raw), 37), *range(len(raw) - 40, len(raw))}:
         file.write_bytes(raw[:n])
-        assert n < 2 or data.is_cut_off(raw[:n]), (
-            'some versions of the decoder fill the rest with grey'
-        )
+        # Some versions of the decoder fill the rest with grey.
+        assert n < 2 or data.is_cut_off(raw[:n])
         with pytest.raises(UserError, match=r'cut\.jpg'):
             data.decode(file)
     for tail in b'\0' * 100, b'\n', raw:
@@ -290,16 +282,8 @@ def test_a_jpeg_cut_off_anywhere_is_broken(kind, tmp_path):
 
 @pytest.mark.parametrize(
     'name, options',
-    [
-        ('c.png', {}),
-        ('c.webp', {}),
-        ('c.webp', {'lossless': True}),
-        ('c.bmp', {}),
-        ('c.ppm', {}),
-        ('c.tiff', {}),
-        ('c.gif', {}),
-        ('c.jp2', {}),
-    ],
+    [('c.png', {}), ('c.webp', {}), ('c.webp', {'lossless': True}), ('c.bmp', {}), ('c.ppm', {})]
+    + [('c.tiff', {}), ('c.gif', {}), ('c.jp2', {})],
 )
 def test_other_images_cut_off_anywhere_are_broken(name, options, tmp_path):
     file = tmp_path / name
@@ -308,25 +292,15 @@ def test_other_images_cut_off_anywhere_are_broken(name, options, tmp_path):
     if cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR) is None:
         pytest.skip('this OpenCV does not read the format')
     whole = data.decode(file)
-    silent = []
-    for n in {
-        0,
-        1,
-        8,
-        30,
-        *range(40, len(raw), max(1, len(raw) // 40)),
-        len(raw) - 13,
-        len(raw) - 20,
-    }:
+    silent, parts = [], range(40, len(raw), max(1, len(raw) // 40))
+    for n in {0, 1, 8, 30, *parts, len(raw) - 13, len(raw) - 20}:
         file.write_bytes(raw[:n])
         try:
             if not np.array_equal(data.decode(file), whole):
                 silent.append(n)
         except UserError as e:
             assert name in str(e)
-    assert not silent, (
-        f'accepted, and decoded to another picture, when cut to {silent} of {len(raw)} bytes'
-    )
+    assert not silent, f'cut to {silent} of {len(raw)} bytes, it is decoded to another picture'
 
 
 def test_a_png_with_a_damaged_middle_is_broken(tmp_path):
@@ -346,7 +320,7 @@ def test_broken_files_are_named_and_decoders_are_silent(tmp_path, capfd):
     write_folder(tmp_path)
     good = (tmp_path / 'train/cat/0.png').read_bytes()
     jpeg = jpegs()['baseline']
-    odd = {
+    broken = {
         'a.png': good[: len(good) // 2],
         'b.jpg': jpeg[: len(jpeg) // 2],
         'c.png': good[:20] + bytes(30) + good[50:],
@@ -355,7 +329,7 @@ def test_broken_files_are_named_and_decoders_are_silent(tmp_path, capfd):
         'f.webp': b'RIFF\x10\0\0\0WEBPVP8 ',
         'g.jpg': jpeg[:100] + b'\xff\xd9',
     }
-    for name, raw in odd.items():
+    for name, raw in broken.items():
         file = tmp_path / 'train/dog' / name
         file.write_bytes(raw)
         _, load = data.open_sets('folder', tmp_path)
@@ -464,8 +438,8 @@ def test_a_dataroot_that_is_no_folder_is_named(root, tmp_path):
 
 
 def cifar_files(name, rng):
-    """{path in the archive: pickled bytes} in CIFAR's own form (rows of 3072 bytes, planes R, G,
-    B), a few images large."""
+    """({path in the archive: pickled bytes}, {file: rows}, classes) of a tiny CIFAR. An image is a
+    row of 3072 bytes: the planes R, G, B."""
 
     def batch(n, labels):
         rows = rng.integers(0, 256, (n, 3072), np.uint8)
@@ -486,8 +460,8 @@ def cifar_files(name, rng):
 
 @pytest.fixture(params=['CIFAR10', 'CIFAR100'])
 def tiny_cifar(request, tmp_path, monkeypatch):
-    """(name, folder with a tiny archive, {file: rows}, classes); torchvision's checksums are those
-    of the tiny files."""
+    """(name, folder with a tiny archive, {file: rows}, classes). torchvision's checksums are
+    replaced by those of the tiny files."""
     name = request.param
     files, rows, classes = cifar_files(name, np.random.default_rng(0))
     cls = getattr(torchvision.datasets, name)
@@ -537,12 +511,9 @@ def test_a_corrupted_archive_is_refused(tiny_cifar, capfd):
         archive.write_bytes(broken)
         with pytest.raises(UserError) as e:
             data.open_sets(name, root)
-        assert (
-            archive.name in str(e.value)
-            and str(root) in str(e.value)
-            and '--dataset folder' in str(e.value)
-        )
-        assert '\n' not in str(e.value)
+        error = str(e.value)
+        assert archive.name in error and str(root) in error and '--dataset folder' in error
+        assert '\n' not in error
     assert capfd.readouterr().err == ''
 
 
@@ -579,230 +550,5 @@ def test_shapes_need_no_files_and_share_no_image():
     classes, load = data.open_sets('shapes', '/nowhere')
     train, test = load()
     assert classes == train.classes == test.classes and set(train.labels.tolist()) == set(range(10))
-    seen = {i.numpy().tobytes() for i in train.images}
-    assert len(seen) == len(train.images) and not any(
-        i.numpy().tobytes() in seen for i in test.images
-    )
-
-
-# ------------------------ photographs
-
-
-def photograph(height, width, seed=0):
-    """A smooth image with edges: what resizing is judged on."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (9, 7, 3), np.uint8)
-    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    for _ in range(6):
-        a, b = rng.integers(0, [width, height], (2, 2)).tolist()
-        cv2.rectangle(image, a, b, rng.integers(0, 256, 3).tolist(), -1)
-    return image
-
-
-def with_exif(jpeg: bytes, orientation: int, order='little') -> bytes:
-    """The JPEG with an EXIF segment that says how it is turned."""
-    short, long = ((2, order), (4, order))
-    tag = (0x0112).to_bytes(*short) + (3).to_bytes(*short) + (1).to_bytes(*long)
-    entry = tag + orientation.to_bytes(*short) + b'\0\0'
-    tiff = (b'II' if order == 'little' else b'MM') + (42).to_bytes(*short) + (8).to_bytes(*long)
-    exif = b'Exif\0\0' + tiff + (1).to_bytes(*short) + entry + bytes(4)
-    return jpeg[:2] + b'\xff\xe1' + (len(exif) + 2).to_bytes(2, 'big') + exif + jpeg[2:]
-
-
-def jpeg_of(image, *flags):
-    return cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 95, *flags])[1].tobytes()
-
-
-def test_a_crop_is_torchvisions_random_resized_crop():
-    """Sizes, shapes and places over many draws against torchvision's own."""
-    from torchvision.transforms import RandomResizedCrop
-
-    for H, W in (300, 400), (120, 900), (64, 64):
-        ours = np.array([data.random_crop(H, W, data.uniforms(23, 0, 1, i)) for i in range(4000)])
-        torch.manual_seed(0)
-        image = torch.empty(3, H, W)
-        get = RandomResizedCrop.get_params
-        theirs = np.array([get(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)])
-        for a, b in zip(ours.T, theirs.T):
-            quantiles = [np.quantile(v, [0.1, 0.25, 0.5, 0.75, 0.9]) for v in (a, b)]
-            assert np.abs(quantiles[0] - quantiles[1]).max() < 0.04 * max(H, W)
-        top, left, h, w = ours.T
-        assert (
-            (top >= 0).all()
-            and (left >= 0).all()
-            and (top + h <= H).all()
-            and (left + w <= W).all()
-        )
-        assert min(h.min(), w.min()) > 0
-
-
-def test_draws_are_uniform_and_a_function_of_seed_epoch_and_sample():
-    u = np.array([data.uniforms(23, 5, 2, i) for i in range(3000)])
-    assert u.min() >= 0 and u.max() < 1
-    assert np.abs(u.mean(0) - 0.5).max() < 0.03 and np.abs(u.std(0) - 12**-0.5).max() < 0.02
-    correlation = np.corrcoef(u.T) - np.eye(23)
-    assert np.abs(correlation).max() < 0.08
-    assert np.array_equal(data.uniforms(23, 5, 2, 7), u[7])
-    for other in (6, 2, 7), (5, 3, 7), (5, 2, 8):
-        assert not np.array_equal(data.uniforms(23, *other), u[7])
-
-
-@pytest.mark.parametrize('size', [(500, 375), (90, 300), (1500, 1100), (224, 224)])
-def test_views_are_those_of_pil(size, tmp_path):
-    """The same crop and flip of the same file by PIL: a fraction of a grey level apart, also where
-    it was decoded at a half."""
-    file = tmp_path / 'a.jpg'
-    file.write_bytes(jpeg_of(photograph(*size)))
-    whole = Image.open(file).convert('RGB')
-    for i in range(6):
-        u = data.uniforms(23, 0, 1, i)
-        top, left, h, w = data.random_crop(*size, u)
-        image = whole.crop((left, top, left + w, top + h)).resize((224, 224), Image.BILINEAR)
-        expected = np.asarray(image)[:, ::-1] if u[22] < 0.5 else np.asarray(image)
-        ours = data.train_view(file, 224, 0, 1, i).astype(int)
-        reduced = min(h, w) >= 448
-        assert np.abs(ours - expected).mean() < (2.5 if reduced else 0.3), (i, reduced)
-    H, W = size
-    shorter = min(H, W)
-    resized = whole.resize((int(256 * W / shorter), int(256 * H / shorter)), Image.BILINEAR)
-    left, top = round((resized.width - 224) / 2), round((resized.height - 224) / 2)
-    expected = np.asarray(resized.crop((left, top, left + 224, top + 224))).astype(int)
-    assert np.abs(data.centre_view(file, 224) - expected).mean() < (2.5 if shorter >= 512 else 0.3)
-
-
-@pytest.mark.parametrize('size', [(500, 375), (90, 300), (1500, 1100), (256, 256)])
-def test_plain_crops_are_those_of_torchvision(size, tmp_path):
-    """Resize(256), crop and flip of the same file by PIL, also where it was decoded at a half or a
-    quarter."""
-    file = tmp_path / 'a.jpg'
-    file.write_bytes(jpeg_of(photograph(*size)))
-    resized = TF.resize(Image.open(file).convert('RGB'), 256)
-    for i in range(6):
-        down, right, flip = data.uniforms(3, 0, 1, i)
-        top, left = int(down * (resized.height - 223)), int(right * (resized.width - 223))
-        expected = TF.crop(resized, top, left, 224, 224)
-        expected = np.asarray(TF.hflip(expected) if flip < 0.5 else expected).astype(int)
-        ours = data.plain_train_view(file, 224, 0, 1, i)
-        assert np.abs(ours - expected).mean() < (2.5 if min(size) >= 512 else 0.3), i
-        out = np.empty_like(ours)
-        assert np.array_equal(data.plain_train_view(file, 224, 0, 1, i, out), ours)
-        assert np.array_equal(out, ours)
-
-
-def test_plain_crops_lie_anywhere_and_are_a_function_of_seed_epoch_and_sample(tmp_path):
-    """On an image that tells where each pixel is from: no resizing, as its shorter side is 64 = 56
-    * 256 / 224."""
-    y, x = np.mgrid[:64, :80].astype(np.uint8)
-    file = tmp_path / 'a.png'
-    cv2.imwrite(str(file), np.dstack([0 * x, x, y]))
-    views = [data.plain_train_view(file, 56, 3, 1, i).astype(int) for i in range(3000)]
-    tops, lefts = (np.array([v[..., c].min() for v in views]) for c in (0, 1))
-    flips = np.array([v[0, 0, 1] > v[0, -1, 1] for v in views])
-    for view, top, left, flip in zip(views, tops, lefts, flips):
-        cut = np.dstack([y, x, 0 * x])[top : top + 56, left : left + 56]
-        assert np.array_equal(view, cut[:, ::-1] if flip else cut)
-    # Each of 9 x 25 places and both directions equally often: chi-square, its mean plus 5 standard
-    # deviations.
-    for drawn, n in (tops, 9), (lefts, 25), (flips.astype(int), 2):
-        counts = np.bincount(drawn, minlength=n)
-        chi = ((counts - 3000 / n) ** 2).sum() * n / 3000
-        assert len(counts) == n and chi < n - 1 + 5 * math.sqrt(2 * (n - 1))
-    assert np.abs(np.corrcoef([tops, lefts, flips]) - np.eye(3)).max() < 0.08
-    again = [data.plain_train_view(file, 56, *key) for key in ((3, 1, 7), (4, 1, 7), (3, 2, 7))]
-    assert np.array_equal(again[0], views[7])
-    assert not any(np.array_equal(view, views[7]) for view in again[1:])
-
-
-@pytest.mark.parametrize('orientation', range(1, 9))
-@pytest.mark.parametrize('order', ['little', 'big'])
-def test_photographs_are_turned_as_exif_says(orientation, order, tmp_path):
-    raw = with_exif(jpeg_of(photograph(60, 90)), orientation, order)
-    (tmp_path / 'a.jpg').write_bytes(raw)
-    expected = ImageOps.exif_transpose(Image.open(tmp_path / 'a.jpg'))
-    assert data.jpeg_size(raw) == (expected.height, expected.width)
-    whole = np.asarray(expected).astype(int)
-    assert np.abs(data.decode(tmp_path / 'a.jpg') - whole).mean() < 1
-    u = data.uniforms(23, 0, 1, 3)
-    top, left, h, w = data.random_crop(*whole.shape[:2], u)
-    image = np.asarray(
-        expected.crop((left, top, left + w, top + h)).resize((32, 32), Image.BILINEAR)
-    )
-    image = image[:, ::-1] if u[22] < 0.5 else image
-    assert np.abs(data.train_view(tmp_path / 'a.jpg', 32, 0, 1, 3) - image.astype(int)).mean() < 1.5
-
-
-def test_odd_exif_is_no_crash():
-    for block in b'', b'II', b'II*\0\xff\xff\xff\xff', b'MM\0*\0\0\0\x08\xff\xff', b'junk' * 5:
-        assert data.exif_orientation(block) == 1
-    raw = jpeg_of(photograph(20, 30))
-    for n in range(2, 200, 7):
-        assert data.jpeg_size(raw[:n]) in (None, (20, 30))
-
-
-def test_progressive_grey_and_transparent_photographs_are_rgb(tmp_path):
-    image = photograph(50, 70)
-    (tmp_path / 'progressive.jpg').write_bytes(jpeg_of(image, cv2.IMWRITE_JPEG_PROGRESSIVE, 1))
-    cv2.imwrite(str(tmp_path / 'grey.jpg'), image[..., 0])
-    cv2.imwrite(str(tmp_path / 'alpha.png'), np.dstack([image, np.full((50, 70), 128, np.uint8)]))
-    cv2.imwrite(str(tmp_path / '16.png'), image.astype(np.uint16) * 257)
-    for name in 'progressive.jpg', 'grey.jpg', 'alpha.png', '16.png':
-        view = data.centre_view(tmp_path / name, 32)
-        expected = np.asarray(Image.fromarray(image[..., ::-1]).resize((51, 37), Image.BILINEAR))[
-            2:34, 10:42
-        ]
-        if name == 'grey.jpg':
-            assert (view == view[..., :1]).all()
-        else:
-            most = 6 if name.endswith('jpg') else 1  # JPEG has lost some of its colours
-            assert np.abs(view.astype(int) - expected).mean() < most, name
-
-
-def test_batches_come_in_order_few_ahead_and_bring_their_errors():
-    started = []
-
-    def view(item, out):
-        started.append(item)
-        out[:] = item
-
-    batches = [list(range(i, i + 20)) for i in range(0, 200, 20)]
-    for n, (batch, images) in enumerate(
-        data.load_batches(iter(batches), view, 4, nthread=3, ahead=2)
-    ):
-        assert batch == batches[n] and images.shape == (20, 4, 4, 3)
-        assert (images[:, 0, 0, 0] == torch.tensor(batch)).all()
-        assert len(started) <= 20 * (n + 4)
-    assert sorted(started) == list(range(200))
-
-    def broken(item, out):
-        if item == 45:
-            raise data.UserError('45.jpg: broken')
-
-    seen = []
-    with pytest.raises(data.UserError, match='45.jpg'):
-        for batch, _ in data.load_batches(batches, broken, 4, nthread=2):
-            seen.append(batch)
-    assert seen == batches[:2]
-
-
-def test_memory_does_not_grow_over_epochs(tmp_path):
-    (tmp_path / 'a.jpg').write_bytes(jpeg_of(photograph(300, 400)))
-
-    def epoch(number):
-        def view(i, out):
-            data.train_view(tmp_path / 'a.jpg', 64, 0, number, i, out)
-
-        for _ in data.load_batches([range(32)] * 4, view, 64, nthread=2):
-            pass
-        return int(re.search(r'VmRSS:\s+(\d+)', Path('/proc/self/status').read_text())[1])
-
-    sizes = [epoch(n) for n in range(8)]
-    assert sizes[-1] - sizes[2] < 20_000, sizes  # kB
-
-
-def test_broken_photographs_are_listed(tmp_path):
-    (tmp_path / 'good.jpg').write_bytes(jpeg_of(photograph(30, 30)))
-    (tmp_path / 'cut.jpg').write_bytes(jpeg_of(photograph(30, 30))[:-20])
-    (tmp_path / 'text.jpg').write_bytes(b'no image')
-    files = [str(tmp_path / name) for name in ('good.jpg', 'cut.jpg', 'text.jpg', 'none.jpg')]
-    faults = data.find_faults(files, 2)
-    assert [fault and fault.split(':')[0] for fault in faults] == [None, *files[1:]]
+    seen, tested = ({i.numpy().tobytes() for i in part.images} for part in (train, test))
+    assert len(seen) == len(train.images) and not seen & tested

@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none. The rest of the suite runs on the CPU."""
+"""What only a GPU can show. Skipped without one; the rest of the suite runs on the CPU."""
 
 import json
 import os
@@ -10,9 +10,8 @@ import pytest
 import torch
 
 import resnet
-import utils
-from test_cifar import log_of
-from test_imagenet import make_photographs
+from samples import log_of, make_photographs
+from support import logs, weights
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ['--dataset', 'shapes', '--depth', '10', '--nthread', '2']
@@ -58,12 +57,14 @@ def measured(folder):
 def test_a_step_played_back_trains_as_the_step_itself(environment):
     """SGD with momentum on a net with batch norm, a batch of another size in between."""
     program = """
-import torch, utils
+import torch
+from support import devices
 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 def train(graphed):
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 6)).cuda()
+    layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()
+    net = torch.nn.Sequential(*layers, torch.nn.Conv2d(8, 5, 6)).cuda()
     optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
     def step(x, targets):
         loss = torch.nn.functional.cross_entropy(net(x).flatten(1), targets)
@@ -71,7 +72,7 @@ def train(graphed):
         loss.backward()
         optimizer.step()
         return loss.detach()[None]
-    played = utils.Graphed(step) if graphed else step
+    played = devices.Graphed(step) if graphed else step
     losses = []
     for i in range(12):
         n = 7 if i in (1, 6) else 16
@@ -143,7 +144,7 @@ def test_deterministic_runs_and_resumed_ones_have_the_same_bits(environment, hom
 def test_photographs_on_the_gpu(environment, tmp_path):
     make_photographs(tmp_path / 'set')
     torch.manual_seed(0)
-    utils.save_params(tmp_path / 'teacher.hkl', resnet.resnet(34, 0.25, 3)[1])
+    weights.save_params(tmp_path / 'teacher.hkl', resnet.resnet(34, 0.25, 3)[1])
     words = '--imagenetpath set --image_size 64 --width 0.25 --batch_size 12 --epochs 2 --lr 1e-3'
     options = [*words.split(), '--teacher_params', 'teacher.hkl']
     for name, more in ('float', []), ('fast', ['--compile', '--dtype', 'bfloat16']):
@@ -151,7 +152,7 @@ def test_photographs_on_the_gpu(environment, tmp_path):
             environment, ROOT / 'imagenet.py', *options, *more, '--save', name, cwd=tmp_path
         )
         assert run.returncode == 0, run.stderr[-2000:]
-    a, b = (utils.read_log(tmp_path / name / 'log.txt') for name in ('float', 'fast'))
+    a, b = (logs.read_log(tmp_path / name / 'log.txt') for name in ('float', 'fast'))
     assert b[0]['train_loss'] == pytest.approx(a[0]['train_loss'], rel=5e-2)
     tested = python(
         environment, ROOT / 'imagenet.py', *options[:4], '--evaluate', 'float', cwd=tmp_path

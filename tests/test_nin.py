@@ -7,7 +7,8 @@ from torch import nn
 import nin
 import resnet
 import utils
-from utils import UserError
+from support import weights
+from support.program import UserError
 
 VARIANTS = {'table 1': (True, True), 'teacher of table 3': (True, False), 'student': (False, False)}
 
@@ -81,7 +82,7 @@ def test_parameters_are_as_many_as_table_1_says(width, millions):
     _, params = nin.nin(width, 10)
     n = sum(v.numel() for v in params.values() if v.requires_grad)
     assert round(n / 1e6, 3) == millions
-    # 3x3 and two 1x1 a group, two numbers a batch norm, the linear layer
+    # In each group a 3x3 and two 1x1, two numbers a channel of batch norm, the linear layer.
     convolutions = 27 * width + 2 * 9 * width**2 + 6 * width**2
     assert n == convolutions + 9 * 2 * width + 10 * width + 10
 
@@ -91,8 +92,8 @@ def test_names_tell_the_variant(variant, tmp_path):
     torch.manual_seed(0)
     f, params = nin.nin(6, 4, *variant)
     assert nin.variant(params) == variant and resnet.layout(params) == 'nin'
-    utils.save_params(tmp_path / 'w.hkl', params)
-    g, loaded, _ = resnet.load_net(tmp_path / 'w.hkl')
+    weights.save_params(tmp_path / 'w.hkl', params)
+    g, loaded, _ = weights.load_net(tmp_path / 'w.hkl')
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(f(x, params, False)[0], g(x, loaded, False)[0])
     assert resnet.net_shape(loaded) == (10, 6, 4)
@@ -118,7 +119,7 @@ def test_a_damaged_nin_is_refused_by_name(tmp_path):
         broken = dict(params)
         change(broken)
         with pytest.raises(UserError, match=message):
-            resnet.check_net(broken, 'w.hkl')
+            weights.check_net(broken, 'w.hkl')
 
 
 @pytest.mark.parametrize('width', [0.5, 1.5, 0, 5000])

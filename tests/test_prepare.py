@@ -18,10 +18,11 @@ import pytest
 from PIL import Image
 
 import data
-import utils
+from support import program
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))
+import prepare
 import prepare_cub
 import prepare_scenes
 
@@ -91,7 +92,7 @@ def names(folder):
 
 def run(tool, *argv):
     """The exit status."""
-    return utils.call_main(tool.main, [str(a) for a in argv])
+    return program.call_main(tool.main, [str(a) for a in argv])
 
 
 def refused(capsys, where, tool, *argv, lines=1):
@@ -223,7 +224,7 @@ CUB_MISTAKES = [
     ('images', '3 001', '3 ../images/001', 'images.txt, line 3'),
     ('images', '3 001', '3 /001', 'images.txt, line 3'),
     ('images', '3 001.Black_footed_Albatross/', '3 ../', 'images.txt, line 3'),
-    ('images', '3 001.Black_footed_Albatross/', f'3 {BIRDS[0]}/../{BIRDS[0]}/', 'images.txt, line 3'),
+    ('images', f'3 {BIRDS[0]}/', f'3 {BIRDS[0]}/../{BIRDS[0]}/', 'images.txt, line 3'),
     ('images', '3 001.Black_footed_Albatross/', '3 ', 'images.txt, line 3'),
     ('images', '3 001', '3 003', 'a CLASS of classes.txt'),
     ('images', '0002_796003', '0002_796999', 'images.txt, line 3: there is no photograph '),
@@ -231,7 +232,7 @@ CUB_MISTAKES = [
     ('images', '0002_796003', '0001_796002', 'has another id as well'),
     ('classes', '2 002.Laysan_Albatross', '2', 'classes.txt, line 2'),
     ('classes', '2 002.Laysan_Albatross\n', '', 'images.txt, line 5'),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize('name, old, new, told', CUB_MISTAKES)
@@ -342,7 +343,7 @@ SCENE_MISTAKES = [
     ('TestImages.txt', 'living room/2_l.jpg', 'living room/9_l.jpg', 'there is no photograph'),
     ('TestImages.txt', 'living room/2_l.jpg', 'living room/0_l.jpg', 'TrainImages.txt as well'),
     ('TrainImages.txt', 'living room/0_l.jpg', 'living room', 'TrainImages.txt, line 3'),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize('name, old, new, told', SCENE_MISTAKES)
@@ -387,7 +388,7 @@ def test_a_scene_named_twice_in_one_list_is_copied_once(tmp_path):
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, capsys, monkeypatch, tool, make):
     root, out, whole = make(tmp_path / 'set', n=5), tmp_path / 'out', tmp_path / 'whole'
     assert run(tool, root, whole) == 0
-    write, count = utils.write_atomically, []
+    write, count = prepare.write_atomically, []
 
     def stop_in_the_fourth(path, how):
         count.append(path)
@@ -398,7 +399,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, capsys, monkeypatch, tool,
 
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(utils, 'write_atomically', stop_in_the_fourth)
+        patch.setattr(prepare, 'write_atomically', stop_in_the_fourth)
         assert run(tool, root, out, '--nthread', 1) == 143
     said = capsys.readouterr().err
     assert said.count('\n') == 1 and 'SIGTERM: the same command with --resume goes on' in said

@@ -1,20 +1,22 @@
-"""resnet.py against independent nets: of the CIFAR nets a torch.nn.Module written from the paper's
-description, of the ImageNet nets torchvision's models, weight for weight, and their batch norms
-folded by hand."""
+"""resnet.py against independent nets with the same weights.
+
+CIFAR: a torch.nn.Module written from the paper's description. ImageNet: torchvision's models, and
+their batch norms folded by hand.
+"""
 
 import math
 
-import numpy as np
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
 import resnet
 import utils
-from utils import UserError
+from samples import AffineNet, fold, torchvision_net
+from support import devices
+from support.program import UserError
+from support.weights import from_torchvision
 
 # ------------------------ the independent net
 
@@ -42,10 +44,8 @@ class WideResNet(nn.Module):
         channels = [16, int(16 * width), int(32 * width), int(64 * width)]
         self.conv0 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         for g in range(3):
-            blocks = [
-                Block(channels[g + (i > 0)], channels[g + 1], 2 if g and not i else 1)
-                for i in range(n)
-            ]
+            sizes = [(channels[g + (i > 0)], channels[g + 1]) for i in range(n)]
+            blocks = [Block(*size, 2 if g and not i else 1) for i, size in enumerate(sizes)]
             setattr(self, f'group{g}', nn.Sequential(*blocks))
         self.bn = nn.BatchNorm2d(channels[3])
         self.head = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -86,12 +86,8 @@ def module_with(params, depth, width, num_classes, prefix='', dtype=torch.float3
 def assert_statistics_equal(params, net, prefix='', **tolerance):
     for name, value in net.named_buffers():
         if not name.endswith('num_batches_tracked'):
-            torch.testing.assert_close(
-                params[prefix + our_name(name)],
-                value,
-                msg=lambda m, name=name: f'{name}: {m}',
-                **tolerance,
-            )
+            found, about = params[prefix + our_name(name)], lambda m, name=name: f'{name}: {m}'
+            torch.testing.assert_close(found, value, msg=about, **tolerance)
 
 
 NETS = [
@@ -195,9 +191,7 @@ def test_two_nets_in_one_dict_do_not_touch_each_other():
     torch.manual_seed(3)
     f_s, student = resnet.wrn(10, 1, 3)
     f_t, teacher = resnet.wrn(16, 2, 3)
-    params = {f'student.{k}': v for k, v in student.items()} | {
-        f'teacher.{k}': v for k, v in teacher.items()
-    }
+    params = utils.flatten({'student': student, 'teacher': teacher})
     x = torch.randn(2, 3, 8, 8)
     alone = f_t(x, teacher, False)[0]
     statistics = {k: v.clone() for k, v in params.items() if utils.is_statistic(k)}
@@ -309,7 +303,7 @@ def test_no_classes_are_refused(num_classes):
 
 @pytest.mark.parametrize('depth', [math.nan, math.inf])
 def test_depth_that_is_no_number_is_refused(depth):
-    # A log line of a damaged teacher may hold NaN: the published code's reader takes it.
+    # The log of a damaged teacher may hold NaN.
     with pytest.raises(UserError, match='depth'):
         resnet.wrn(depth, 1, 10)
 
@@ -346,8 +340,7 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
 
 
 def test_bfloat16_statistics_average_in_float32():
-    # 0.9 of a bfloat16 number is rounded every step; a float32 statistic follows thousands of small
-    # steps.
+    # Rounding to bfloat16 in each step would lose the small changes of a running average.
     f, params = resnet.wrn(10, 1, 2)
     x = torch.randn(2, 3, 8, 8).bfloat16()
     for _ in range(3):
@@ -365,7 +358,7 @@ def test_float64_input_and_parameters_give_float64():
 
 def test_memory_layout_does_not_change_the_function():
     f, params = resnet.wrn(10, 2, 3)
-    last = utils.to_device(params, torch.device('cpu'))
+    last = devices.to_device(params, torch.device('cpu'))
     x = torch.randn(2, 3, 12, 10)
     a, groups = f(x, params, False)
     b, groups_last = f(x.contiguous(memory_format=torch.channels_last), last, False)
@@ -386,7 +379,7 @@ def test_the_net_is_read_from_its_parameters_names(depth, width, num_classes):
     found = resnet.net_shape(params)
     assert found[0] == depth and found[2] == num_classes
     _, again = resnet.wrn(*found)
-    # int(64 width) / 64 is a width of the same last group; the shapes decide
+    # The width found is int(64 width) / 64, so that the last group has the same channels.
     assert list(again) == list(params)
     if (16 * width) == int(16 * width):
         assert found[1] == width
@@ -396,10 +389,9 @@ def test_the_net_is_read_from_its_parameters_names(depth, width, num_classes):
 
 
 def test_names_of_another_net_are_reported():
+    params = {k: torch.zeros(1) for k in ('layer1.0.conv1.weight', 'conv1.weight')}
     with pytest.raises(UserError, match='layer1.0.conv1.weight'):
-        resnet.from_params(
-            {'layer1.0.conv1.weight': torch.zeros(1), 'conv1.weight': torch.zeros(1)}
-        )
+        resnet.from_params(params)
     with pytest.raises(UserError):
         resnet.net_shape({})
 
@@ -418,22 +410,6 @@ def test_a_tensor_without_dimensions_is_no_crash(name):
 
 
 # ------------------------ ImageNet: ResNet
-
-
-MODELS = {18: 'resnet18', 34: 'resnet34', 50: 'resnet50', 101: 'resnet101'}
-
-
-def torchvision_net(depth, width=1, num_classes=7):
-    """(torchvision's model with random statistics, its parameters under our names)."""
-    torch.manual_seed(depth)
-    name = 'wide_resnet50_2' if width == 2 else MODELS[depth]
-    net = getattr(torchvision.models, name)(num_classes=num_classes)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1), nn.init.normal_(module.bias, 0, 0.1)
-            module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 1.5)
-    state = {k: v.detach().clone() for k, v in net.state_dict().items()}
-    return net, utils.from_torchvision(state)
 
 
 def their_groups(net, x):
@@ -467,14 +443,13 @@ def test_resnet_is_torchvisions(depth, width, prefix, training):
     for outputs in (logits, *groups), (expected, *expected_groups):
         sum((o * w).sum() for o, w in zip(outputs, weights)).backward()
     state = net.state_dict(keep_vars=True)
-    names = utils.from_torchvision({k: k for k in state})
+    names = from_torchvision({k: k for k in state})
     for ours, theirs in names.items():
         p, q = params[prefix + ours], state[theirs]
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-8)  # running statistics as well
         if q.requires_grad:
-            torch.testing.assert_close(
-                p.grad, q.grad, rtol=1e-5, atol=1e-6 * float(q.grad.abs().max())
-            )
+            atol = 1e-6 * float(q.grad.abs().max())
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=atol)
         else:
             assert not p.requires_grad
 
@@ -518,24 +493,6 @@ def test_a_resnet_is_read_from_its_names(depth, width):
 # ------------------------ the releases
 
 
-def fold(params):
-    """The layout `folded` of a resnet, by the arithmetic of batch norm in float64."""
-    folded = {}
-    for name in params:
-        kind = name.rsplit('.', 1)[-1]
-        if not kind.startswith('conv'):
-            continue
-        bn = name[: -len(kind)] + kind.replace('conv', 'bn')
-        w, b, m, v = (
-            params[f'{bn}.{k}'].double() for k in ('weight', 'bias', 'running_mean', 'running_var')
-        )
-        scale = w / (v + 1e-5).sqrt()
-        base = name.replace('convdim', 'conv_dim')
-        folded[f'{base}.weight'] = (params[name].double() * scale[:, None, None, None]).float()
-        folded[f'{base}.bias'] = (b - m * scale).float()
-    return folded | {k: params[k] for k in ('fc.weight', 'fc.bias')}
-
-
 @pytest.mark.parametrize('depth, width', [(18, 1), (34, 1), (50, 2)])
 def test_folded_is_the_resnet_in_testing(depth, width):
     net, params = torchvision_net(depth, width)
@@ -555,33 +512,8 @@ def test_folded_is_the_resnet_in_testing(depth, width):
     assert torch.equal(resnet.from_params(folded)(x, folded, False)[0], logits)
 
 
-def test_a_folded_net_of_any_number_of_blocks_is_read(tmp_path):
-    _, params = torchvision_net(18)
-    params = {
-        k: v for k, v in params.items() if not k.startswith(('group1.block1', 'group3.block1'))
-    }
-    folded = fold(params)
-    utils.save_params(tmp_path / 'net.hkl', folded)
-    f, loaded, _ = resnet.load_net(tmp_path / 'net.hkl')
-    assert resnet.net_shape(folded) == (14, 1, 7)
-    x = torch.randn(2, 3, 64, 64)
-    ours, _ = resnet.resnet_function([2, 1, 2, 1])(x, params, False)
-    torch.testing.assert_close(f(x, loaded, False)[0], ours, rtol=1e-3, atol=1e-3)
-
-
-def test_the_weights_in_a_run_folder_have_the_runs_log(tmp_path):
-    torch.manual_seed(0)
-    utils.save_params(tmp_path / 'model.hkl', resnet.wrn(10, 1, 3)[1])
-    assert resnet.load_net(tmp_path / 'model.hkl')[2] == []
-    utils.write_text(tmp_path / 'log.txt', 'json_stats: {"depth": 10, "width": 1, "epoch": 5}\n')
-    utils.save_params(tmp_path / 'other.hkl', resnet.wrn(10, 1, 3)[1])
-    for source in tmp_path, tmp_path / 'model.hkl':
-        assert resnet.load_net(source)[2] == [{'depth': 10, 'width': 1, 'epoch': 5}]
-    assert resnet.load_net(tmp_path / 'other.hkl')[2] == []
-
-
 def test_folded_teacher_keeps_shortcut_bias():
-    """The published code dropped it, and its teacher was worse than its release."""
+    """The published code dropped it, which made its teacher worse than the release."""
     _, params = torchvision_net(18)
     folded = fold(params)
     f = resnet.folded_resnet(folded)
@@ -590,53 +522,6 @@ def test_folded_teacher_keeps_shortcut_bias():
     for name in [k for k in folded if k.endswith('conv_dim.bias')]:
         changed = folded | {name: folded[name] + 1}
         assert not torch.allclose(f(x, changed, False)[0], logits, atol=1e-3), name
-
-
-class AffineNet(nn.Module):
-    """ResNet-18-AT as described: pre-activation, group0.block0 without affine0."""
-
-    def __init__(self, widths=(64, 64, 128, 256, 512), num_classes=7):
-        super().__init__()
-        self.p = {'conv0': torch.randn(64, 3, 7, 7) * 0.05}
-
-        def affine(base, n):
-            self.p[f'{base}.a'], self.p[f'{base}.b'] = torch.rand(n) + 0.5, torch.randn(n) * 0.1
-
-        affine('affine0', 64)
-        for g in range(4):
-            for i in range(2):
-                ni, no, base = widths[g + (i > 0)], widths[g + 1], f'group{g}.block{i}'
-                if g or i:
-                    affine(f'{base}.affine0', ni)
-                self.p[f'{base}.conv0'] = torch.randn(no, ni, 3, 3) / (9 * ni) ** 0.5
-                affine(f'{base}.affine1', no)
-                self.p[f'{base}.conv1'] = torch.randn(no, no, 3, 3) / (9 * no) ** 0.5
-                if ni != no:
-                    self.p[f'{base}.conv_dim'] = torch.randn(no, ni, 1, 1) / ni**0.5
-        affine('affine_last', widths[-1])
-        self.p['fc.weight'], self.p['fc.bias'] = (
-            torch.randn(num_classes, widths[-1]),
-            torch.randn(num_classes),
-        )
-
-    def affine(self, x, base):
-        a, b = self.p[f'{base}.a'], self.p[f'{base}.b']
-        return torch.relu(torch.einsum('bchw,c->bchw', x, a) + b[None, :, None, None])
-
-    def forward(self, x):
-        p = self.p
-        x = self.affine(F.conv2d(x, p['conv0'], stride=2, padding=3), 'affine0')
-        x, groups = nn.MaxPool2d(3, 2, 1)(x), []
-        for g in range(4):
-            for i in range(2):
-                base, stride = f'group{g}.block{i}', 2 if g and not i else 1
-                o = x if g == i == 0 else self.affine(x, f'{base}.affine0')
-                z = F.conv2d(o, p[f'{base}.conv0'], stride=stride, padding=1)
-                z = F.conv2d(self.affine(z, f'{base}.affine1'), p[f'{base}.conv1'], padding=1)
-                x = z + (F.conv2d(o, p[f'{base}.conv_dim'], stride=stride) if g and not i else x)
-            groups.append(x)
-        x = self.affine(x, 'affine_last').mean((2, 3))
-        return F.linear(x, p['fc.weight'], p['fc.bias']), groups
 
 
 @pytest.mark.parametrize('prefix', ['', 'teacher.'])
@@ -652,114 +537,8 @@ def test_affine_is_the_description_of_resnet_18_at(prefix):
         torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-4)
     assert resnet.net_shape(net.p) == (18, 1, 7)
     assert resnet.layout(net.p) == 'affine'
-    # Convolutions named as in the folded layout are understood as well.
+    # The convolutions may have the names of the folded layout.
     weighted = {
         f'{k}.weight' if k.rsplit('.', 1)[-1].startswith('conv') else k: v for k, v in net.p.items()
     }
     assert torch.equal(resnet.from_params(weighted)(x, weighted, False)[0], logits)
-
-
-# ------------------------ files
-
-
-def test_torchvisions_names_and_back_are_the_identity():
-    for depth, width in (18, 1), (50, 2):
-        net, _ = torchvision_net(depth, width)
-        state = net.state_dict()
-        again = utils.to_torchvision(utils.from_torchvision(state))
-        assert again.keys() == state.keys()
-        assert all(torch.equal(again[k], v) or 'num_batches' in k for k, v in state.items())
-        assert all(int(v) == 0 for k, v in again.items() if 'num_batches' in k)
-
-
-@pytest.mark.parametrize('suffix', ['pth', 'safetensors', 'hkl'])
-@pytest.mark.parametrize('wrap', [lambda s: s, lambda s: {f'module.{k}': v for k, v in s.items()}])
-def test_torchvisions_files_load(suffix, wrap, tmp_path):
-    net, params = torchvision_net(18)
-    file, state = tmp_path / f'net.{suffix}', wrap(net.state_dict())
-    if suffix == 'pth':
-        torch.save({'state_dict': state, 'epoch': 3}, file)
-    elif suffix == 'safetensors':
-        safetensors.torch.save_file(state, file)
-    else:
-        utils.save_params(file, state)
-    f, loaded, records = resnet.load_net(file)
-    assert records == [] and all(torch.equal(loaded[k], v) for k, v in params.items())
-    x = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(f(x, loaded, False)[0], net.eval()(x), rtol=1e-4, atol=1e-4)
-
-
-def test_releases_load(tmp_path):
-    torch.manual_seed(1)
-    for params in fold(torchvision_net(18)[1]), AffineNet().p:
-        utils.save_params(tmp_path / 'a.hkl', params)
-        _, loaded, _ = resnet.load_net(tmp_path / 'a.hkl')
-        assert all(torch.equal(loaded[k], v) for k, v in params.items())
-
-
-DAMAGES = {
-    'a name that is not understood': (
-        lambda p: p | {'group0.block0.se.weight': torch.ones(2)},
-        'group0.block0.se',
-    ),
-    'no head': (lambda p: {k: v for k, v in p.items() if k != 'fc.bias'}, 'fc.bias'),
-    'a group is missing': (
-        lambda p: {k: v for k, v in p.items() if not k.startswith('group1')},
-        'group1',
-    ),
-    'a block is missing': (
-        lambda p: {k: v for k, v in p.items() if not k.startswith('group1.block0')},
-        'group1',
-    ),
-    'nan': (lambda p: p | {'fc.bias': torch.full((7,), np.nan)}, 'nan'),
-    'another head': (lambda p: p | {'fc.weight': torch.zeros(7, 100)}, 'fc.weight|shapes'),
-    'a vector for a convolution': (
-        lambda p: {k: v.flatten() if 'group3.block0.conv0' in k else v for k, v in p.items()},
-        'conv0',
-    ),
-    'whole numbers': (lambda p: p | {'fc.bias': torch.zeros(7, dtype=torch.long)}, 'fc.bias'),
-}
-
-
-@pytest.mark.parametrize('damage, named', DAMAGES.values(), ids=DAMAGES)
-@pytest.mark.parametrize('kind', ['resnet', 'folded', 'affine'])
-def test_unfit_weights_are_named(kind, damage, named, tmp_path):
-    torch.manual_seed(2)
-    _, params = torchvision_net(18)
-    params = {'resnet': params, 'folded': fold(params), 'affine': AffineNet().p}[kind]
-    utils.save_params(tmp_path / 'a.hkl', damage(params))
-    with pytest.raises(UserError, match=named) as e:
-        resnet.load_net(tmp_path / 'a.hkl')
-    assert 'a.hkl' in str(e.value)
-
-
-def test_a_resnet_has_one_of_the_known_depths(tmp_path):
-    """What its names do not tell, which the layouts of the releases do."""
-    _, params = torchvision_net(18)
-    params = {k: v for k, v in params.items() if not k.startswith('group1.block1')}
-    utils.save_params(tmp_path / 'a.hkl', params)
-    with pytest.raises(UserError, match=r'a\.hkl: its groups have 2, 1, 2, 2 blocks'):
-        resnet.load_net(tmp_path / 'a.hkl')
-
-
-def test_a_convolution_that_does_not_fit_is_named(tmp_path):
-    folded = fold(torchvision_net(18)[1])
-    folded['group2.block1.conv1.weight'] = torch.zeros(256, 128, 3, 3)
-    utils.save_params(tmp_path / 'a.hkl', folded)
-    with pytest.raises(UserError, match='shapes do not fit'):
-        resnet.load_net(tmp_path / 'a.hkl')
-    folded.pop('group2.block1.conv1.weight')
-    utils.save_params(tmp_path / 'a.hkl', folded)
-    with pytest.raises(UserError, match='group2.block1.conv1'):
-        resnet.load_net(tmp_path / 'a.hkl')
-
-
-def test_the_published_resnet_34_with_another_count_of_blocks_is_refused(tmp_path):
-    """Its definition read [3, 4, 6, 5]; ResNet-34 is [3, 4, 6, 3]."""
-    _, params = torchvision_net(34)
-    more = {
-        k.replace('block2', 'block3'): v for k, v in params.items() if k.startswith('group3.block2')
-    }
-    utils.save_params(tmp_path / 'a.hkl', params | more)
-    with pytest.raises(UserError, match='3, 4, 6, 4'):
-        resnet.load_net(tmp_path / 'a.hkl')

@@ -19,6 +19,8 @@ from PIL import Image
 import data
 import resnet
 import utils
+from support import devices, logs, program, weights
+from support.program import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))
@@ -32,7 +34,7 @@ def make_run(folder, seed=0, epochs=3, classes=data.SHAPES):
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
     _, params = resnet.wrn(10, 1, len(classes))
-    utils.save_params(folder / 'model.hkl', params)
+    weights.save_params(folder / 'model.hkl', params)
     records = [
         {
             'depth': 10,
@@ -49,7 +51,7 @@ def make_run(folder, seed=0, epochs=3, classes=data.SHAPES):
         }
         for epoch in range(1, epochs + 1)
     ]
-    (folder / 'log.txt').write_text(''.join(f'{utils.json_stats(r)}\n' for r in records))
+    (folder / 'log.txt').write_text(''.join(f'{logs.json_stats(r)}\n' for r in records))
     return folder
 
 
@@ -88,7 +90,7 @@ def picture(file):
 def refused(main, argv, capsys):
     """The one line with which main refuses these options."""
     capsys.readouterr()
-    assert utils.call_main(main, [str(a) for a in argv]) == 2
+    assert program.call_main(main, [str(a) for a in argv]) == 2
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and ': error: ' in error and 'Traceback' not in error
     return error
@@ -131,7 +133,8 @@ def test_plot_writes_svg_the_same_each_time(tmp_path):
 
 def test_plot_reads_published_logs_and_top5(tmp_path):
     published = tmp_path / 'log.txt'
-    line = 'json_stats: {"epoch": %d, "test_acc": %s, "train_acc": NaN, "at_losses": [NaN, NaN], "train_time": 1.0}\n'
+    line = 'json_stats: {"epoch": %d, "test_acc": %s, "train_acc": NaN, '
+    line += '"at_losses": [NaN, NaN], "train_time": 1.0}\n'
     published.write_text(
         'loading\n' + line % (1, '81.5') + line % (2, '[70.0, 90.0]') + 'json_stats: {"epo'
     )
@@ -184,7 +187,7 @@ def make_log(folder, errors, epochs, epoch_step=(60, 120, 160)):
     folder.mkdir()
     record = {'epochs': epochs, 'epoch_step': list(epoch_step), 'train_acc': 90.0}
     lines = [
-        utils.json_stats(record | {'epoch': e, 'test_acc': 100 - float(v)})
+        logs.json_stats(record | {'epoch': e, 'test_acc': 100 - float(v)})
         for e, v in enumerate(errors, 1)
     ]
     (folder / 'log.txt').write_text('\n'.join(lines) + '\n')
@@ -245,9 +248,9 @@ def test_paper_figure_knows_its_curves_by_their_logs(tmp_path, capsys):
     files = []
     for name, more in ('f', {'method': 'factt', 'teacher_id': 't'}), ('s', {'teacher_id': ''}):
         make_log(tmp_path / name, np.ones(200), 200)
-        records = utils.read_log(tmp_path / name / 'log.txt')
-        lines = [utils.json_stats(r | {'depth': 16} | more) for r in records]
-        utils.write_text(tmp_path / name / 'log.txt', '\n'.join(lines))
+        records = logs.read_log(tmp_path / name / 'log.txt')
+        lines = [logs.json_stats(r | {'depth': 16} | more) for r in records]
+        (tmp_path / name / 'log.txt').write_text('\n'.join(lines))
         files.append(str(tmp_path / name))
     plot.main(['--paper_figure', *files, '--save', str(tmp_path / 'figure.png')])
     names = [line.split('|')[1].strip() for line in capsys.readouterr().out.splitlines()[2:6]]
@@ -313,7 +316,7 @@ def test_attention_falls_where_the_activations_are():
         return torch.zeros(1, 2), (activations,)
 
     image = np.full((32, 32, 3), 128, np.uint8)
-    net = attention.Net('net', f, {'bn.weight': 0, 'fc.weight': 0, 'fc.bias': 0}, [])
+    net = attention.LabelledNet('net', f, {'bn.weight': 0, 'fc.weight': 0, 'fc.bias': 0}, [])
     (strip,) = attention.look(image, net, ['sum2'], False, 'cat.jpg', ['a', 'b'])
     assert strip.answer == 'a' and strip.gradient is None
     shown = attention.overlay(image, strip.maps[0]).astype(int)
@@ -356,7 +359,7 @@ def test_images_are_shrunk_to_what_the_net_saw(nets, tmp_path, monkeypatch):
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((100, 200, 3), np.uint8))
     save = ['--images', str(tmp_path / 'a.png'), '--save', str(tmp_path / 'maps.png')]
     attention.main(['--weights', str(nets[0]), *save])
-    utils.save_params(tmp_path / 'big.hkl', resnet.resnet(18, 0.125, 5)[1])
+    weights.save_params(tmp_path / 'big.hkl', resnet.resnet(18, 0.125, 5)[1])
     attention.main(['--weights', str(tmp_path / 'big.hkl'), *save])
     attention.main(['--weights', str(nets[0]), *save, '--image_size', '64'])
     assert seen == [(16, 32, 3), (100, 200, 3), (32, 64, 3)]
@@ -364,10 +367,10 @@ def test_images_are_shrunk_to_what_the_net_saw(nets, tmp_path, monkeypatch):
 
 def test_attention_of_a_net_for_photographs(tmp_path):
     torch.manual_seed(0)
-    utils.save_params(tmp_path / 'net.hkl', resnet.resnet(18, 0.25, 5)[1])
+    weights.save_params(tmp_path / 'net.hkl', resnet.resnet(18, 0.25, 5)[1])
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    f, params, records = resnet.load_net(tmp_path / 'net.hkl')
-    net = attention.Net('net', f, params, records)
+    f, params, records = weights.load_net(tmp_path / 'net.hkl')
+    net = attention.LabelledNet('net', f, params, records)
     (strip,) = attention.look(image, net, ['sum2'], True, 'cat.jpg', [])
     maps = strip.maps
     assert [m.shape for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
@@ -394,9 +397,9 @@ def test_attention_on_a_folder_set(nets, tmp_path):
 def test_attention_of_a_run_on_photographs_shows_what_it_is_tested_on(tmp_path, capsys):
     root, run, save = make_photographs(tmp_path / 'set'), tmp_path / 'run', tmp_path / 'maps.png'
     run.mkdir()
-    utils.save_params(run / 'model.hkl', resnet.resnet(18, 0.25, 2)[1])
+    weights.save_params(run / 'model.hkl', resnet.resnet(18, 0.25, 2)[1])
     record = {'depth': 18, 'width': 0.25, 'imagenetpath': str(root), 'image_size': 56}
-    (run / 'log.txt').write_text(utils.json_stats(record | {'classes': ['dark', 'light']}) + '\n')
+    (run / 'log.txt').write_text(logs.json_stats(record | {'classes': ['dark', 'light']}) + '\n')
     options = ['--weights', str(run), '--n', '3', '--save', str(save)]
     images, classes = attention.choose_photographs(attention.parser.parse(options)[0], record)
     assert classes == ['dark', 'light'] and [c for c, _ in images] == ['dark', 'light', 'dark']
@@ -504,11 +507,11 @@ def test_kills_that_lost_something_are_told(tmp_path):
     (tmp_path / 'other_log/log.txt').write_text(
         log.replace('"train_acc": 56.0', '"train_acc": 56.1')
     )
-    params = utils.load_params(whole / 'model.hkl')
+    params = weights.load_params(whole / 'model.hkl')
     params['fc.bias'][0] += 1e-7
-    utils.save_params(tmp_path / 'other_weights/model.hkl', params)
+    weights.save_params(tmp_path / 'other_weights/model.hkl', params)
     for name in 'other_log', 'other_weights':
-        with pytest.raises(utils.UserError, match='differs') as told:
+        with pytest.raises(UserError, match='differs') as told:
             kill.compare(whole, tmp_path / name)
         assert told.value.status == 1
 
@@ -542,7 +545,7 @@ def test_quickstart_trains_tells_and_skips_what_is_done(tmp_path):
     for name in 'curves.png', 'attention.png':
         picture(folder / name)
         assert f'wrote {folder / name}' in done.stdout
-    assert utils.read_log(folder / 'student_at' / 'log.txt')[-1]['beta'] == 1000
+    assert logs.read_log(folder / 'student_at' / 'log.txt')[-1]['beta'] == 1000
 
     models = {f: f.stat().st_mtime_ns for f in folder.glob('*/*')}
     again = quickstart(tmp_path, 'cifar10', **options)
@@ -645,7 +648,7 @@ def test_sizes_of_students_in_readme_are_those_of_the_nets():
         net = ('nin', None, int(size)) if kind == ['NIN'] else ('wrn', int(kind[0]), int(size))
         f, params = resnet.new_net(*net, 10)
         assert count == f'{sum(v.numel() for v in utils.trainable(params)):,}'
-        assert cost == f'{utils.multiply_adds(f, params, (32, 32), "cpu") / 1e6:.1f}M'
+        assert cost == f'{devices.multiply_adds(f, params, (32, 32), "cpu") / 1e6:.1f}M'
 
 
 def blocks_of_readme():
@@ -662,7 +665,7 @@ def test_the_lines_of_readme_name_what_a_net_sees(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     scope = {}
     exec(code, scope)  # noqa: S102  as a reader would paste it
-    f, params, records = resnet.load_net(ROOT / path)
+    f, params, records = weights.load_net(ROOT / path)
     expected, _ = f(data.normalize(torch.from_numpy(image)[None]), params, False)
     assert torch.equal(scope['logits'], expected)
     assert capsys.readouterr().out == f'{records[0]["classes"][expected.argmax()]}\n'
@@ -672,7 +675,7 @@ def test_the_nets_in_docs_are_those_of_their_logs():
     folders = [file.parent for file in (ROOT / 'docs/logs/epochs200').glob('*/model.hkl')]
     assert len(folders) == 5
     for folder in folders:
-        f, params, records = resnet.load_net(folder)
+        f, params, records = weights.load_net(folder)
         first, last = records[0], records[-1]
         assert resnet.same_shape(params, first['depth'], first['width'])
         trained = sum(v.numel() for k, v in params.items() if not utils.is_statistic(k))

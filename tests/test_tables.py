@@ -22,7 +22,9 @@ import cifar
 import data
 import imagenet
 import resnet
-import utils
+from support.logs import json_stats
+from support.program import call_main
+from support.weights import save_params
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))
@@ -80,8 +82,7 @@ def options(script, **given):
     runs = {}
     for program, *words in commands(script, **given):
         if program in ('cifar.py', 'imagenet.py') and '--evaluate' not in words:
-            opt, _ = PROGRAMS[program].parser.parse(words)
-            opt = PROGRAMS[program].complete(opt)
+            opt = PROGRAMS[program].complete(*PROGRAMS[program].parser.parse(words))
             name = Path(opt.save).name
             assert name not in runs, 'the same run twice'
             runs[name] = opt
@@ -419,7 +420,7 @@ def test_tables_4_and_5_on_a_few_photographs(tmp_path, trained):
     nets = {'STUDENT_PARAMS': 18, 'TEACHER_PARAMS': 34}
     for name, depth in nets.items():
         nets[name] = str(tmp_path / f'{depth}.hkl')
-        utils.save_params(nets[name], resnet.resnet(depth, 0.125, 3)[1])
+        save_params(nets[name], resnet.resnet(depth, 0.125, 3)[1])
     extra = '--width 0.125 --image_size 33 --batch_size 12 --nthread 1 --lr 0.01'
     given = {'LOGS': str(tmp_path / 'logs'), 'EXTRA': extra} | nets
     logs = trained('table4', CUB=photographs, SCENES='', **given)
@@ -432,7 +433,7 @@ def test_tables_4_and_5_on_a_few_photographs(tmp_path, trained):
     assert (logs / 'table5.md').read_text().count('resnet_34: missing') == 1
     # The script keeps what the test of the teacher prints.
     record = {'evaluate': 'x', 'test_acc': [70.0, 90.0], 'n_parameters': 5, 'multiply_adds': 6e6}
-    (logs / 'resnet_34.txt').write_text(f'{utils.json_stats(record)}\n')
+    (logs / 'resnet_34.txt').write_text(f'{json_stats(record)}\n')
     summarize.main(['table5', str(logs), '--save', str(tmp_path / 't.md')])
     rows = [line for line in (tmp_path / 't.md').read_text().splitlines() if 'teacher' in line]
     assert [re.sub(' +', ' ', r) for r in rows] == [
@@ -467,7 +468,8 @@ def test_a_script_that_is_killed_goes_on_and_leaves_alone_what_is_done(tmp_path)
 # ------------------------ the order of runs, with a program that does nothing
 
 FAKE_PYTHON = """#!/bin/bash
-# Stands for python: a run takes a moment, and writes a log and empty weights. Each says in CALLS when it begins and ends.
+# Stands for python: a run takes a moment, and writes a log and empty weights. Each says in CALLS
+# when it begins and ends.
 case $1 in *.py) ;; *) exit ;; esac
 case $1 in scripts/*) echo "tool $1" >> "$CALLS"; echo 3; exit ;; esac
 while [ $# -gt 0 ]; do
@@ -485,7 +487,8 @@ sleep "${PAUSE:-0.05}" & wait
 if [ -z "$save" ]; then echo "json_stats: {}"; exit; fi # a test of a net
 if [ "$name" = "${FAIL:-}" ]; then echo "cifar.py: error: made to fail" >&2; exit 3; fi
 mkdir -p "$save"
-echo "json_stats: {\\"epochs\\": $epochs, \\"epoch\\": $epochs, \\"test_acc\\": 50.0}" > "$save/log.txt"
+record="{\\"epochs\\": $epochs, \\"epoch\\": $epochs, \\"test_acc\\": 50.0}"
+echo "json_stats: $record" > "$save/log.txt"
 touch "$save/model.hkl"
 echo "end $name" >> "$CALLS"
 """
@@ -684,7 +687,7 @@ def write_run(logs, name, errors, epochs=None, **more):
         | more
         for epoch, error in enumerate(errors, 1)
     ]
-    (logs / name / 'log.txt').write_text(''.join(f'{utils.json_stats(r)}\n' for r in records))
+    (logs / name / 'log.txt').write_text(''.join(f'{json_stats(r)}\n' for r in records))
 
 
 def summary(logs, *words, capsys):
@@ -861,7 +864,7 @@ def test_parameters_and_multiply_adds_are_those_of_the_weights(tmp_path, capsys)
     torch.manual_seed(0)
     write_run(tmp_path, 'wrn_16_1_seed0', [9.0], depth=10, width=0.5, n_parameters=1)
     _, params = resnet.wrn(10, 0.5, 10)
-    utils.save_params(tmp_path / 'wrn_16_1_seed0' / 'model.hkl', params)
+    save_params(tmp_path / 'wrn_16_1_seed0' / 'model.hkl', params)
     rows, _ = summary(tmp_path, 'controls', capsys=capsys)
     n = sum(v.numel() for v in params.values() if v.requires_grad)
     madds = 3 * 16 * 9 * 32**2 + 32 * 10  # conv0 and fc
@@ -1001,7 +1004,7 @@ def test_summarize_refuses_in_one_line(tmp_path, capsys):
         (['controls', tmp_path, '--equal_time', '3'], 'at_wrn_16_1'),
         (['beta', tmp_path, '--save', tmp_path / 'x.png'], 'no finished run'),
     ):
-        assert utils.call_main(summarize.main, list(map(str, words))) == 2
+        assert call_main(summarize.main, list(map(str, words))) == 2
         err = capsys.readouterr().err
         assert err.count('\n') == 1 and named in err
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,49 @@
+"""support/devices.py: warnings, and what a net costs."""
+
+import platform
+import re
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import resnet
+from support import devices
+
+
+@pytest.mark.skipif(
+    platform.system() != 'Linux' or platform.machine() != 'x86_64', reason='reads /proc/cpuinfo'
+)
+def test_bfloat16_is_warned_of_where_the_processor_is_slow_at_it(capsys):
+    flags = set(
+        re.search(r'^flags\s*:(.*)', Path('/proc/cpuinfo').read_text(), re.MULTILINE)[1].split()
+    )
+    cpu = torch.device('cpu')
+    devices.warn_of_slow_dtype('float', cpu)
+    devices.warn_of_slow_dtype('bfloat16', torch.device('cuda'))
+    assert capsys.readouterr().err == ''
+    devices.warn_of_slow_dtype('bfloat16', cpu)
+    warned = '--dtype float' in capsys.readouterr().err
+    assert warned != ({'avx512bw', 'avx512vl', 'avx512dq'} <= flags)
+
+
+@pytest.mark.parametrize('supported', [True, False])
+def test_the_warning_of_bfloat16_goes_by_what_the_processor_has(monkeypatch, capsys, supported):
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
+    operators = types.SimpleNamespace(_is_mkldnn_bf16_supported=lambda: supported)
+    monkeypatch.setattr(torch.ops, 'mkldnn', operators)
+    devices.warn_of_slow_dtype('bfloat16', torch.device('cpu'))
+    assert capsys.readouterr().err.count('\n') == (not supported)
+
+
+def test_multiply_adds_are_those_of_convolutions_and_the_linear_layer():
+    f, params = resnet.wrn(10, 1, 10)
+    # per output position: in * out * k * k
+    by_hand = 32 * 32 * (3 * 16 * 9 + 2 * 16 * 16 * 9)
+    by_hand += (
+        16 * 16 * (16 * 32 * 9 + 32 * 32 * 9 + 16 * 32)
+        + 8 * 8 * (32 * 64 * 9 + 64 * 64 * 9 + 32 * 64)
+        + 640
+    )
+    assert devices.multiply_adds(f, params, (32, 32), 'cpu') == by_hand
