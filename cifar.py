@@ -44,20 +44,19 @@ SMALL = ('wrn', 'nin')  # layouts of nets for small images
 
 
 class Method(NamedTuple):
-    """What --method adds to the loss."""
+    """A loss that --beta weighs; student_loss computes it."""
 
-    help: str
     teacher: bool  # whether it needs one
     options: tuple  # those of --at_map, --at_p, --at_groups and --beta_decay that it uses
-    gradient: bool = False  # whether it differentiates twice
+    gradient: bool = False  # whether it differentiates the gradient of the input
 
 
 METHODS = {
-    'at': Method('attention maps', True, ('at_map', 'at_p', 'at_groups', 'beta_decay')),
-    'factt': Method('full activations', True, ('at_groups', 'beta_decay')),
-    'grad': Method('input gradients', True, ('beta_decay',), gradient=True),
-    'sym': Method('their symmetry', False, ('beta_decay',), gradient=True),
-    'minl2': Method('their square', False, ('beta_decay',), gradient=True),
+    'at': Method(True, ('at_map', 'at_p', 'at_groups', 'beta_decay')),  # attention maps
+    'factt': Method(True, ('at_groups', 'beta_decay')),  # full activations
+    'grad': Method(True, ('beta_decay',), gradient=True),  # gradients of the input
+    'sym': Method(False, ('beta_decay',), gradient=True),  # symmetry of that gradient
+    'minl2': Method(False, ('beta_decay',), gradient=True),  # square of that gradient
 }
 
 
@@ -126,7 +125,7 @@ add(
     '--method',
     default='at',
     choices=METHODS,
-    help='transfers ' + '; '.join(f'{k}: {v.help}' for k, v in METHODS.items()),
+    help='what --beta weighs: at maps, factt activations, the rest input gradients (default: at)',
 )
 add(
     '--at_map',

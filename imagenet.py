@@ -175,7 +175,7 @@ def complete(opt, given: set) -> argparse.Namespace:
             f'--gpu_id: torchrun has begun; run CUDA_VISIBLE_DEVICES={opt.gpu_id} torchrun …'
         )
     for name in 'at_groups', 'at_start':
-        if getattr(opt, name) != parser.get_default(name) and not opt.teacher_params:
+        if name in given and not opt.teacher_params:
             raise UserError(f'--{name}: has no effect without a teacher, --teacher_params')
     if opt.epoch_step is None:
         opt.epoch_step = utils.scaled_steps(*PUBLISHED, opt.epochs)
@@ -330,7 +330,8 @@ def correct(logits, targets):
 class LossModule(torch.nn.Module):
     """The loss as a module with the student's parameters and statistics, for
     DistributedDataParallel: it averages the gradients of the ranks and copies the first rank's
-    statistics to the others."""
+    statistics to the others. The parameters replace those in `params`, so make the optimizer
+    afterwards."""
 
     def __init__(self, loss_of: Callable, params: dict):
         super().__init__()
@@ -435,8 +436,8 @@ def test_teacher(opt, teacher: weights.Net, nets: Nets, val) -> float | None:
         expected = 100 - known
     margin = 300 * math.sqrt(0.25 / len(sample))  # three standard errors
     if isinstance(expected, (int, float)) and not expected - acc <= margin:
-        known = f'{str(expected)[:6]} % is known of it: are these its weights?'
-        teachers.warn_of_teacher(source, acc, known)
+        but = f'{str(expected)[:6]} % is known of it: are these its weights?'
+        teachers.warn_of_teacher(source, acc, but)
     return acc
 
 

@@ -23,7 +23,8 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def inside_epoch(self):
-        """Write checkpoints in this block; outside of it a signal ends the run at once."""
+        """In this block a signal waits for the checkpoint of the current step; outside of it
+        SIGTERM and SIGINT end the run at once."""
         self.inside, self.last = True, time.time()
         yield
         self.inside = False

@@ -333,13 +333,13 @@ def continue_options(opt, given: set, old: dict, parser) -> argparse.Namespace:
                 f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, '
                 f'which has {_plain(value)}'
             )
-    longer = 'epochs' in given and old['epochs'] not in (0, opt.epochs)
-    if longer and old.get('beta_decay', 'none') != 'none':
+    changed = 'epochs' in given and old['epochs'] not in (0, opt.epochs)
+    if changed and old.get('beta_decay', 'none') != 'none':
         raise UserError(
             f'--epochs {opt.epochs}: beta decays over the {old["epochs"]} epochs of this run, '
             'which cannot change'
         )
-    if longer and 'epoch_step' not in given:
+    if changed and 'epoch_step' not in given:
         print(
             f'--epochs {opt.epochs} in place of {old["epochs"]}: '
             f'the rate still drops at {_plain(old["epoch_step"])}'

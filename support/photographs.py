@@ -212,9 +212,10 @@ def decode_part(file, box, size: tuple[int, int]) -> np.ndarray:
     if image is None:
         fits = [k for k in REDUCED if height >= k * size[0] and width >= k * size[1]]
         image = data.decode_bgr(file, raw, REDUCED[fits[-1]] if fits else cv2.IMREAD_COLOR)
-    down, right = image.shape[0] / shape[0], image.shape[1] / shape[1]  # 1, or about 1/2, 1/4, 1/8
-    top, bottom = round(top * down), round((top + height) * down)
-    left, right = round(left * right), round((left + width) * right)
+    # The scale of the decoded image: 1, or about 1/2, 1/4 or 1/8.
+    scale_y, scale_x = image.shape[0] / shape[0], image.shape[1] / shape[1]
+    top, bottom = round(top * scale_y), round((top + height) * scale_y)
+    left, right = round(left * scale_x), round((left + width) * scale_x)
     return image[top : max(bottom, top + 1), left : max(right, left + 1)]
 
 

@@ -44,6 +44,8 @@ class Run:
             self.log = list(self.checkpoint['log'])
         self.options = run_options(self.opt)
         self.progress = f'after epoch {self.epoch} of {self.opt.epochs}'
+        if self.step:
+            self.progress = f'after step {self.step} of epoch {self.epoch + 1}'
 
     def check_facts(self, **checksums) -> None:
         """Keep the checksums of 'data' and 'teacher' in `facts`. Raises UserError if one differs
@@ -76,13 +78,14 @@ class Run:
         return {k: v.requires_grad_(initial[k].requires_grad) for k, v in restored.items()}
 
     def restore_optimizer(self, optimizer) -> None:
-        """Load the checkpoint's momentum. Raises UserError if it is of another net."""
+        """Load the checkpoint's momentum, learning rate and weight decay. Raises UserError if they
+        are of another net."""
         if self.checkpoint:
             load_optimizer(optimizer, self.checkpoint)
 
     def describe(self, params: dict, classes: list, **more) -> None:
-        """Set what every log line says of the run; params: those of all nets, of which only the
-        trained ones count."""
+        """Set what every log line says of the run; params: those whose trained tensors count as
+        the student's parameters."""
         self.about = {
             'teacher_test_acc': self.facts['teacher_test_acc'],
             'initial_lr': self.opt.lr,
@@ -340,7 +343,7 @@ def load_checkpoint(path) -> dict:
 
 
 def load_optimizer(optimizer, checkpoint: dict) -> None:
-    """Load the checkpoint's momentum. Raises UserError if it is of another net."""
+    """Load the checkpoint's optimizer state. Raises UserError if it is of another net."""
     try:
         optimizer.load_state_dict(checkpoint['optimizer'])
         for p, state in optimizer.state.items():
