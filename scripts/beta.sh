@@ -6,29 +6,27 @@
 #   BETAS="100 1000" EPOCHS=30 bash scripts/beta.sh
 #
 # Environment: BETAS, VALIDATE=5000, the number of those images; else as common.sh, with LOGS=logs/beta_epochs$EPOCHS.
-# shellcheck disable=SC2086  # seeds are numbers
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-SEEDS=${SEEDS:-0}
+SEEDS=${SEEDS-0}
 EPOCHS=${EPOCHS:-200}
 LOGS=${LOGS:-logs/beta_epochs$EPOCHS}
-BETAS=${BETAS:-10 31.6 100 316 1000 3160 10000 31600 100000}
-find_cifar CIFAR10
-recipe=(--epochs "$EPOCHS" --validate "${VALIDATE:-5000}")
+export BETAS=${BETAS:-10 31.6 100 316 1000 3160 10000 31600 100000} VALIDATE=${VALIDATE:-5000}
 
-for s in $SEEDS; do
-  cifar wrn_16_2_seed$s --depth 16 --width 2 --seed $s
-  cifar wrn_16_1_seed$s --depth 16 --width 1 --seed $s
-done
-wait_for_all
-for s in $SEEDS; do
-  teacher=$LOGS/wrn_16_2_seed$s
-  cifar kd_wrn_16_1_from_wrn_16_2_seed$s --depth 16 --width 1 --teacher_id "$teacher" --alpha 0.9 --seed $s
-  for beta in $BETAS; do
-    cifar at_beta${beta}_wrn_16_1_from_wrn_16_2_seed$s --depth 16 --width 1 --teacher_id "$teacher" --beta $beta --seed $s
-    cifar at_kd_beta${beta}_wrn_16_1_from_wrn_16_2_seed$s --depth 16 --width 1 --teacher_id "$teacher" --alpha 0.9 --beta $beta --beta_decay linear --seed $s
-  done
-done
-wait_for_all
-summarize beta "$LOGS/beta.svg" --betas $BETAS
+run_list <<'RUNS'
+cifar = cifar.py --dataset CIFAR10 --epochs $EPOCHS --validate $VALIDATE
+student = $cifar --depth 16 --width 1
+
+wrn_16_2_seed$s | - | - | $cifar --depth 16 --width 2 --seed $s
+wrn_16_1_seed$s | - | - | $student --seed $s
+
+wait
+
+== WRN-16-1 from WRN-16-2, held-out training images | wrn_16_1 | wrn_16_2
+kd_wrn_16_1_from_wrn_16_2_seed$s | KD | - | $student --teacher_id $LOGS/wrn_16_2_seed$s --alpha 0.9 --seed $s
+at_beta${BETA}_wrn_16_1_from_wrn_16_2_seed$s | AT | - | $student --teacher_id $LOGS/wrn_16_2_seed$s --beta $BETA --seed $s
+at_kd_beta${BETA}_wrn_16_1_from_wrn_16_2_seed$s | AT + KD | - | $student --teacher_id $LOGS/wrn_16_2_seed$s --alpha 0.9 --beta $BETA --beta_decay linear --seed $s
+
+summarize beta $LOGS/beta.svg --betas $BETAS
+RUNS

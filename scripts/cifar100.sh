@@ -6,36 +6,40 @@
 # Near, but not like for like: there the border is zeros where ours is reflected, images are normalised with CIFAR-100's own mean and deviation,
 # batch norm weights start at 1, and momentum is kept where the rate drops; its numbers are means of 5 runs.
 # Environment: see common.sh; LOGS=logs/cifar100_epochs$EPOCHS. Ends with the table, in accuracy.
-# shellcheck disable=SC2086  # seeds are numbers
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-SEEDS=${SEEDS:-0 1 2 3 4}
+SEEDS=${SEEDS-0 1 2 3 4}
 EPOCHS=${EPOCHS:-240}
 LOGS=${LOGS:-logs/cifar100_epochs$EPOCHS}
-find_cifar CIFAR100
 
 # The rate drops after epochs 150, 180 and 210 of 240; of other EPOCHS each rate keeps its share.
-drops='' last=0
+DROPS='' last=0
 for after in 150 180 210; do
   drop=$(((after * EPOCHS + 120) / 240 + 1))
-  [ $drop = $last ] || drops=$drops,$drop
+  [ $drop = $last ] || DROPS=$DROPS,$drop
   last=$drop
 done
-recipe=(--epochs "$EPOCHS" --batch_size 64 --lr 0.05 --lr_decay_ratio 0.1 --epoch_step "[${drops#,}]")
+export DROPS=${DROPS#,}
 
-for s in $SEEDS; do
-  cifar wrn_40_2_seed$s --depth 40 --width 2 --seed $s
-  cifar wrn_16_2_seed$s --depth 16 --width 2 --seed $s
-  cifar wrn_40_1_seed$s --depth 40 --width 1 --seed $s
-done
-wait_for_all
-for s in $SEEDS; do
-  teacher=$LOGS/wrn_40_2_seed$s
-  cifar kd_wrn_16_2_from_wrn_40_2_seed$s --depth 16 --width 2 --teacher_id "$teacher" --temperature 4 --alpha 0.9 --seed $s
-  cifar at_wrn_16_2_from_wrn_40_2_seed$s --depth 16 --width 2 --teacher_id "$teacher" --beta 1e+3 --seed $s
-  cifar kd_wrn_40_1_from_wrn_40_2_seed$s --depth 40 --width 1 --teacher_id "$teacher" --temperature 4 --alpha 0.9 --seed $s
-  cifar at_wrn_40_1_from_wrn_40_2_seed$s --depth 40 --width 1 --teacher_id "$teacher" --beta 1e+3 --seed $s
-done
-wait_for_all
+run_list <<'RUNS'
+cifar = cifar.py --dataset CIFAR100 --epochs $EPOCHS --batch_size 64 --lr 0.05 --lr_decay_ratio 0.1 --epoch_step [$DROPS]
+kd = --teacher_id $LOGS/wrn_40_2_seed$s --temperature 4 --alpha 0.9
+at = --teacher_id $LOGS/wrn_40_2_seed$s --beta 1e+3
+
+wrn_40_2_seed$s | - | 75.61 | $cifar --depth 40 --width 2 --seed $s
+wrn_16_2_seed$s | - | 73.26 | $cifar --depth 16 --width 2 --seed $s
+wrn_40_1_seed$s | - | 71.98 | $cifar --depth 40 --width 1 --seed $s
+
+wait
+
+== WRN-16-2 from WRN-40-2 | wrn_16_2 | wrn_40_2
+kd_wrn_16_2_from_wrn_40_2_seed$s | KD | 74.92 | $cifar --depth 16 --width 2 $kd --seed $s
+at_wrn_16_2_from_wrn_40_2_seed$s | AT | 74.08 | $cifar --depth 16 --width 2 $at --seed $s
+
+== WRN-40-1 from WRN-40-2 | wrn_40_1 | wrn_40_2
+kd_wrn_40_1_from_wrn_40_2_seed$s | KD | 73.54 | $cifar --depth 40 --width 1 $kd --seed $s
+at_wrn_40_1_from_wrn_40_2_seed$s | AT | 72.77 | $cifar --depth 40 --width 1 $at --seed $s
+
 summarize cifar100
+RUNS

@@ -28,11 +28,18 @@ say() {
 # call_python WORDS...: the Python of VENV_PYTHON; with DRY_RUN the command alone.
 call_python() { if [ -n "${DRY_RUN:-}" ]; then say python "$@"; else "$VENV_PYTHON" "$@"; fi; }
 
-make_venv() {
-  local python=${PYTHON:-python3}
+# Sets `python` to a Python of 3.10 or newer, with the standard library at least.
+find_python() {
+  for python in "${PYTHON:-python3}" ${VENV:+"$VENV/bin/python"}; do
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null && return
+  done
+  python=${PYTHON:-python3}
   command -v "$python" > /dev/null || complain "there is no $python; install Python 3.10 or newer, or name it: PYTHON=/path/to/python3 bash $0"
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-    || complain "$python is $("$python" -V 2>&1); 3.10 or newer is needed: PYTHON=/path/to/python3 bash $0"
+  complain "$python is $("$python" -V 2>&1); 3.10 or newer is needed: PYTHON=/path/to/python3 bash $0"
+}
+
+make_venv() {
+  find_python
   "$python" -c 'import venv, ensurepip' 2> /dev/null \
     || complain "$python has no venv; install it (Debian, Ubuntu: apt install python3-venv), or name another: PYTHON=/path/to/python3 bash $0"
   "$python" -m venv --clear .venv

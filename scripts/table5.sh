@@ -7,25 +7,29 @@
 #
 # Environment: IMAGENET, a folder with train/CLASS/* and val/CLASS/*; TEACHER_PARAMS=resnet-34.hkl; NPROC=1, the number of processes of torchrun, one a GPU,
 # that share a run; else as common.sh. Ends with the table.
-# shellcheck disable=SC2086  # seeds are numbers
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-SEEDS=${SEEDS:-0}
+SEEDS=${SEEDS-0}
 EPOCHS=${EPOCHS:-100}
 LOGS=${LOGS:-logs/imagenet}
+export IMAGENET TEACHER_PARAMS=${TEACHER_PARAMS:-resnet-34.hkl}
 [ -n "${IMAGENET:-}" ] || complain 'IMAGENET: give the folder that holds train/CLASS/* and val/CLASS/*'
-TEACHER_PARAMS=$(from_root "${TEACHER_PARAMS:-resnet-34.hkl}")
 check_file TEACHER_PARAMS 'python scripts/convert.py resnet34 resnet-34.hkl'
-use_processes
-recipe=(--imagenetpath "$(from_root "$IMAGENET")" --epochs "$EPOCHS" --depth 18 --width 1)
 
-evaluate resnet_34 "$TEACHER_PARAMS" --imagenetpath "$(from_root "$IMAGENET")"
-for s in $SEEDS; do
-  imagenet resnet_18_seed$s --seed $s
-  imagenet at_resnet_18_from_resnet_34_seed$s --teacher_params "$TEACHER_PARAMS" --at_groups 2,3 --beta 1e+3 --seed $s
-  # the paper, which does not state beta:   --teacher_params resnet-34-export.hkl --at_groups 2,3 --at_start 60 --beta 1e+3
-  # the published code:                     --teacher_params resnet-34-export.hkl --beta 1e+3
-done
-wait_for_all
+# The paper, which does not state beta:   --teacher_params resnet-34-export.hkl --at_groups 2,3 --at_start 60 --beta 1e+3
+# The published code:                     --teacher_params resnet-34-export.hkl --beta 1e+3
+run_list <<'RUNS'
+student = imagenet.py --imagenetpath $IMAGENET --epochs $EPOCHS --depth 18 --width 1
+
+resnet_34 | - | 26.1/8.3 | imagenet.py --imagenetpath $IMAGENET --evaluate $TEACHER_PARAMS
+
+wait
+
+resnet_18_seed$s | - | 30.4/10.8 | $student --seed $s
+
+== ResNet-18 from ResNet-34 | resnet_18 | resnet_34
+at_resnet_18_from_resnet_34_seed$s | AT | 29.3/10.0 | $student --teacher_params $TEACHER_PARAMS --at_groups 2,3 --beta 1e+3 --seed $s
+
 summarize table5
+RUNS

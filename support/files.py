@@ -1,6 +1,7 @@
 """Atomic writes, and messages for disk errors."""
 
 import contextlib
+import fcntl
 import os
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def _disk_error(path, error):
 
 def write_text(path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def lock_folder(folder) -> int:
+    """Lock a run folder, and return the descriptor that holds the lock until it is closed.
+
+    Raises BlockingIOError if another process has the lock.
+    """
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
 
 
 def check_writable(folder, option: str = '--save') -> None:

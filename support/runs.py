@@ -5,7 +5,6 @@ The checkpoint is the truth; log.txt and model.hkl follow from it.
 
 import argparse
 import contextlib
-import fcntl
 import math
 import os
 import zipfile
@@ -16,7 +15,7 @@ import torch
 
 import utils
 from support import logs, ranks
-from support.files import check_writable, write_atomically, write_text
+from support.files import check_writable, lock_folder, write_atomically, write_text
 from support.options import continue_options, run_options
 from support.program import Stopped, UserError
 from support.weights import check_params, checksum, load_params, reading, save_params, torch_load
@@ -229,14 +228,12 @@ def open_folder(folder, checkpoint: dict | None, here: bool = True):
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
+        lock = lock_folder(folder)
+    except BlockingIOError as e:
+        raise UserError(f'--save {folder}: another process is training in it') from e
     except OSError as e:
         raise UserError(f'--save {folder}: cannot be created: {e.strerror}') from e
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise UserError(f'--save {folder}: another process is training in it') from e
         now = load_checkpoint(folder) if holds_run(folder) else None
         expected = checkpoint if here else None
         before, after = ((c['epoch'], c['step']) if c else None for c in (expected, now))
