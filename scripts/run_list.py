@@ -69,7 +69,7 @@ def curves(plan, file):
     for s in plan.seeds:
         rows = {}
         for line in plan.list.sections[0].rows:
-            (folder,) = plan.fill_in(f'{plan.logs}/{line.name}', s=s)
+            (folder,) = plan.fill_in(f'$LOGS/{line.name}', s=s)
             if plan.env['DRY_RUN'] or os.path.exists(f'{folder}/log.txt'):
                 rows[line.row] = folder
         if rows:
