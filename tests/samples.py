@@ -9,7 +9,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from support import logs, options, weights
+import data
+import resnet
+from support import logs, options, program, weights
 
 LINE = 'json_stats: {"epoch": 1, "test_acc": 91.5, "depth": 16}'  # of a log.txt
 
@@ -73,6 +75,60 @@ def make_photographs(root, classes=('beach', 'city', 'wood'), train=14, val=5):
                 image[..., c] = np.minimum(255, image[..., c] + 40.0)
                 cv2.imwrite(str(root / split / name / f'{i}.jpg'), image if i else image[..., 0])
     return root
+
+
+def make_run(folder, seed=0, epochs=3, classes=data.SHAPES):
+    """A run folder with an untrained WRN-10-1 and the log of a run that learned."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    _, params = resnet.wrn(10, 1, len(classes))
+    weights.save_params(folder / 'model.hkl', params)
+    records = [
+        {
+            'depth': 10,
+            'width': 1.0,
+            'dataset': 'shapes',
+            'epoch': epoch,
+            'epochs': epochs,
+            'train_acc': 50.0 + 3 * epoch,
+            'test_acc': 40.0 + 3 * epoch + seed,
+            'n_parameters': 77850,
+            'classes': classes,
+            'train_time': 30.0,
+            'test_time': 1.5,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+    (folder / 'log.txt').write_text(''.join(f'{logs.json_stats(r)}\n' for r in records))
+    return folder
+
+
+def make_folder_set(root, n=4):
+    """root/train and root/test with two classes of n images each: dark and light noise."""
+    rng = np.random.default_rng(0)
+    for split in 'train', 'test':
+        for name, low in ('dark', 0), ('light', 150):
+            (root / split / name).mkdir(parents=True)
+            for i in range(n):
+                image = rng.integers(low, low + 100, (32, 32, 3), np.uint8)
+                cv2.imwrite(str(root / split / name / f'{i}.png'), image)
+    return root
+
+
+def picture(file):
+    """The picture in a file, which must show something."""
+    image = cv2.imread(str(file))
+    assert image is not None and min(image.shape[:2]) > 100 and image.std() > 5
+    return image
+
+
+def refused(main, argv, capsys):
+    """The one line with which main refuses these options."""
+    capsys.readouterr()
+    assert program.call_main(main, [str(a) for a in argv]) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and ': error: ' in error and 'Traceback' not in error
+    return error
 
 
 MODELS = {18: 'resnet18', 34: 'resnet34', 50: 'resnet50', 101: 'resnet101'}

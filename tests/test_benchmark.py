@@ -1,25 +1,23 @@
 """scripts/benchmark.py: what it counts, and that its table comes out, on a few images."""
 
 import json
-import mmap
-import os
-import re
-import statistics
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from samples import make_photographs
+from support import devices
 
 SCRIPTS = Path(__file__).resolve().parent.parent / 'scripts'
 sys.path.insert(0, str(SCRIPTS))
 
 import benchmark
+import step_parts
 
 
 def options(*argv):
@@ -54,28 +52,53 @@ def expected_flops(batch):
     return 3 * sum(student) - student[0] + sum(teacher) + fc  # the images need no gradient
 
 
+def record(dtype):
+    """The calls of one step of ours."""
+    return step_parts.record(benchmark.ours(options(), dtype, compiled=False))
+
+
+def flops(run):
+    """Floating-point operations of a step's convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        run(1)
+    return counter.get_total_flops()
+
+
 def test_bound_has_the_operations_of_the_step():
-    opt = options()
-    calls = Counter(str(func.overloadpacket) for func, _, _ in benchmark.record_step(opt, 'float'))
+    calls = Counter(str(func.overloadpacket) for func, _, _ in record('float'))
     student, teacher = (len(list(convolutions(*net))) for net in ((16, 1), (16, 2)))
     assert calls['aten.convolution'] == student + teacher
     assert calls['aten.convolution_backward'] == student
     assert calls['aten.addmm'] == 2 and calls['aten.mm'] == 2
-    assert benchmark.flops(opt) == expected_flops(4)
+    assert flops(benchmark.bound(options(), 'float', False)) == expected_flops(4)
 
 
 def test_bound_has_the_flops_of_the_step():
-    opt = options()
-    with FlopCounterMode(display=False) as counter:
-        benchmark.ours(opt, 'float', compiled=False)(1)
-    assert benchmark.flops(opt) == counter.get_total_flops()
+    step = benchmark.ours(options(), 'float', compiled=False)
+    assert flops(benchmark.bound(options(), 'float', False)) == flops(step)
 
 
 def test_bound_of_bfloat16_convolves_in_bfloat16():
-    calls = benchmark.record_step(options(), 'bfloat16')
-    assert {args[0].dtype for func, args, _ in calls if 'convolution' in str(func)} == {
-        torch.bfloat16
-    }
+    assert {
+        args[0].dtype for func, args, _ in record('bfloat16') if 'convolution' in str(func)
+    } == {torch.bfloat16}
+
+
+def test_compiled_step_is_the_one_that_cifar_compiles(monkeypatch):
+    """Each step calls what support.devices.compiled returned."""
+    compiled, calls = [], []
+
+    def fake(f, device):
+        compiled.append((f, device))
+        return lambda *args: calls.append(args) or f(*args)
+
+    monkeypatch.setattr(devices, 'compiled', fake)
+    benchmark.ours(options(), 'float', compiled=False)(2)
+    assert not compiled
+    benchmark.ours(options(), 'float', compiled=True)(2)
+    ((f, device),) = compiled
+    assert f.__qualname__.startswith('make_loss.') and device.type == 'cpu'
+    assert len(calls) == 2
 
 
 def test_table_has_a_row_for_each_variant(tmp_path):
@@ -101,25 +124,13 @@ def test_table_has_a_row_for_each_variant(tmp_path):
     )
 
 
-def make_photographs(root):
-    """JPEGs of noise: two classes in root/train and root/val, four images each and two."""
-    rng = np.random.default_rng(0)
-    for split, n in ('train', 4), ('val', 2):
-        for name in 'a', 'b':
-            (root / split / name).mkdir(parents=True)
-            for i in range(n):
-                image = rng.integers(0, 256, (60, 80, 3), np.uint8)
-                cv2.imwrite(str(root / split / name / f'{i}.jpg'), image)
-    return root
-
-
 def test_input_is_images_a_second_less_the_first_turn(tmp_path, monkeypatch, capsys):
     """By a clock on which a turn of the 12 photographs takes 1, 2 and 3 s, the first one a thousand
     times that."""
     turns = [1000, 2000, 3000] + 3 * [1, 2, 3]
     ticks = iter([t for i, turn in enumerate(turns) for t in (1e6 * i, 1e6 * i + turn)])
     monkeypatch.setattr(benchmark.time, 'process_time', lambda: next(ticks))
-    photographs = make_photographs(tmp_path)
+    photographs = make_photographs(tmp_path, ('a', 'b'), train=4, val=2)
     # Fewer images than a turn of training takes do not matter here.
     words = ['--input', str(photographs), '--rounds', '3', '--device', 'cpu', '--images', '12']
     benchmark.main(words)
@@ -135,58 +146,6 @@ def test_input_is_images_a_second_less_the_first_turn(tmp_path, monkeypatch, cap
     assert next(ticks, None) is None
 
 
-def test_memory_after_each_epoch_is_told(tmp_path):
-    words = ['--memory', '--imagenetpath', make_photographs(tmp_path / 'set'), '--epochs', '20']
-    words += ['--batch_size', '8', '--nthread', '1', '--device', 'cpu', '--json', 'memory.json']
-    done = subprocess.run(
-        [
-            sys.executable,
-            SCRIPTS / 'benchmark.py',
-            *words,
-            '--options',
-            '--image_size 33 --width 0.1',
-        ],
-        check=False,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    _, *epochs, verdict = done.stdout.splitlines()
-    sizes = json.loads((tmp_path / 'memory.json').read_text())['resident_bytes']
-    assert epochs == [f'epoch {i:<4}{size / 1e6:8.1f} MB' for i, size in enumerate(sizes, 1)]
-    assert len(sizes) == 20 and min(sizes) > 1e8  # torch alone is more
-    early, middle, late = (statistics.median(sizes[i : i + 5]) / 1e6 for i in (2, 10, 15))
-    assert [float(v) for v in re.findall(r'([-+.\d]+) MB', verdict)] == [
-        round(v, 1) for v in (early, middle, late, late - middle)
-    ]
-    assert verdict.endswith('it grows' if benchmark.grows(sizes) else 'it does not grow')
-
-
-def test_resident_memory_is_that_of_the_process():
-    before = benchmark.resident(os.getpid())
-    with mmap.mmap(-1, 80_000_000) as held:  # fresh pages, whatever malloc has kept
-        for i in range(0, len(held), 4096):
-            held[i] = 1
-        grown = benchmark.resident(os.getpid()) - before
-    assert abs(grown - 80e6) < 8e6
-
-
-def test_memory_that_leaks_is_told_from_memory_that_settles():
-    settles = [600, 700] + 4 * [710] + 14 * [720]
-    assert not benchmark.grows(settles)
-    assert not benchmark.grows([size + 3 * (i % 2) for i, size in enumerate(settles)])
-    assert benchmark.grows([size + i for i, size in enumerate(settles)])
-    assert benchmark.grows([720] * 16 + [730] * 4)
-    assert not benchmark.grows(settles[::-1])
-
-
-def test_a_run_that_ends_early_is_told(tmp_path):
-    words = [sys.executable, '-c', 'print("epoch 1/2", flush=True)']
-    with pytest.raises(benchmark.UserError, match='ended early'):
-        benchmark.watch(words, 2)
-
-
 @pytest.mark.parametrize(
     'argv',
     [
@@ -194,9 +153,7 @@ def test_a_run_that_ends_early_is_told(tmp_path):
         ['--rounds', '0'],
         ['--images', '100', '--steps', '99'],
         ['--input', 'nowhere'],
-        ['--memory'],
-        ['--imagenetpath', 'nowhere', '--memory'],
-        ['--epochs', '19'],
+        ['--json', f'{__file__}/b.json'],
     ],
 )
 def test_mistakes_name_their_option(argv, capsys):

@@ -13,10 +13,9 @@ import torchvision
 import data
 import nin
 import resnet
-from samples import AffineNet, fold
+from samples import AffineNet, fold, make_run, refused
 from support import files, logs, weights
 from support.program import UserError
-from test_scripts import make_run, refused
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))
