@@ -210,15 +210,13 @@ class Nets(NamedTuple):
     params: dict  # of both and of the adapters: student.*, teacher.*, adapter.*
 
 
-def load_teacher(opt) -> weights.Net | None:
-    """The net of --teacher_id: logs/ID, a run folder or a weights file; None without one."""
-    if not opt.teacher_id:
-        return None
-    path = os.path.join('logs', opt.teacher_id)
-    path = path if os.path.exists(path) else opt.teacher_id
+def load_teacher(teacher_id: str) -> weights.Net:
+    """The net of --teacher_id: logs/ID, a run folder or a weights file."""
+    path = os.path.join('logs', teacher_id)
+    path = path if os.path.exists(path) else teacher_id
     if not os.path.exists(path):
         raise UserError(
-            f'--teacher_id {opt.teacher_id}: no such run folder or weights file, here or in logs/'
+            f'--teacher_id {teacher_id}: no such run folder or weights file, here or in logs/'
         )
     photographs = 'is no net for small images; nets for photographs teach in imagenet.py'
     return weights.load_net_for('--teacher_id', path, SMALL, photographs)
@@ -257,6 +255,30 @@ def make_adapters(opt, f: Callable, params: dict, teacher: weights.Net | None) -
         if ni != no:
             adapters[f'group{i}'] = utils.conv_params(ni, no).requires_grad_()
     return adapters
+
+
+@torch.no_grad()
+def check_batches(opt, f: Callable, params: dict, images: torch.Tensor) -> None:
+    """Raise UserError if batch norm would get a single 1x1 map in training: a batch of one image
+    where the last group has one pixel."""
+    n, H, W, _ = images.shape
+    params = {k: v.to('meta') for k, v in params.items()}
+    _, groups = f(torch.empty(1, 3, H, W, device='meta'), params, False)
+    if not any(map(utils.is_statistic, params)) or groups[-1][0, 0].numel() > 1:
+        return
+
+    def works(batch_size):
+        batches = torch.arange(n).split(batch_size)
+        parts = [part for i in (0, -1) for part in batches[i].chunk(opt.ngpu)]
+        return min(map(len, parts)) > 1
+
+    if opt.epochs and not works(opt.batch_size):
+        good = next(filter(works, range(opt.batch_size + 1, n + 1)), None)
+        raise UserError(
+            f'--batch_size {opt.batch_size}: the last batch would have one image, and batch norm '
+            f'cannot train on one {W}x{H} image; '
+            + (f'use --batch_size {good}' if good else f'{n} training images are too few')
+        )
 
 
 # ------------------------ the student's loss
@@ -378,6 +400,8 @@ def test(f: Callable, params: dict, test_set: data.ImageSet) -> tuple[float, flo
     images, labels, _ = test_set
     losses, correct = [], 0
     size = 1000 if images.is_cuda else 250  # enough for a GPU; fits into a CPU's cache
+    pixels = images[0, ..., 0].numel()  # bounds the memory if they are more than CIFAR's
+    size = max(1, min(size, size * 32**2 // pixels))
     for x, targets in zip(images.split(size), labels.split(size)):
         logits, _ = f(data.normalize(x), params, False)
         losses.append(F.cross_entropy(logits, targets, reduction='sum'))
@@ -406,10 +430,10 @@ def test_teacher(opt, teacher: weights.Net, nets: Nets, test_set) -> float | Non
     return acc
 
 
-def end_epoch(run: runs.Run, trained: dict, train_time: float, nets: Nets, optimizer, test_set):
+def end_epoch(run: runs.Run, trained: dict, nets: Nets, optimizer, test_set):
     """Test the student after an epoch of training, and write the run folder."""
     opt, epoch = run.opt, run.epoch + 1
-    start = time.time()
+    train_time, start = run.train_time(), time.monotonic()
     test_loss, test_acc = test(nets.student, utils.part(nets.params, 'student'), test_set)
     stats = trained | {
         'test_loss': test_loss,
@@ -417,7 +441,7 @@ def end_epoch(run: runs.Run, trained: dict, train_time: float, nets: Nets, optim
         'lr': utils.learning_rate(epoch, opt),
         'epoch_beta': utils.epoch_beta(epoch, opt),
     }
-    times = {'train_time': train_time, 'test_time': time.time() - start}
+    times = {'train_time': train_time, 'test_time': time.monotonic() - start}
     run.end_epoch(stats, times, nets.params, optimizer)
 
 
@@ -430,17 +454,18 @@ def evaluate(opt, given: set) -> None:
     device, _ = devices.choose_device(opt)
     photographs = 'is a net for photographs; imagenet.py tests it'
     net = weights.load_net_for('--evaluate', opt.evaluate, SMALL, photographs)
-    if net.records:
+    source, record = f'--evaluate {opt.evaluate}', net.records[0] if net.records else {}
+    if 'dataset' not in given or opt.dataset == record.get('dataset'):
         names = {'dataset', 'dataroot', 'validate'}
-        opt = options.logged_options(opt, given, opt.evaluate, net.records[0], parser, names)
-    source = f'--evaluate {opt.evaluate}'
-    if opt.dataset == 'folder' and 'dataroot' not in given:
-        logs.check_logged_folder(source, 'images', opt.dataroot, 'another set, --dataset')
+        opt = options.logged_options(opt, given, opt.evaluate, record, parser, names)
+        if opt.dataset == 'folder' and 'dataroot' not in given:
+            folder = record.get('dataroot', '.')
+            logs.check_logged_folder(source, 'images', folder, 'another set, --dataset')
     _, test_set = open_sets(opt, source, net)
     test_set, net = test_set.to(device), net._replace(params=devices.to_device(net.params, device))
-    start = time.time()
+    start = time.monotonic()
     test_loss, test_acc = test(net.f, net.params, test_set)
-    seconds = time.time() - start
+    seconds = time.monotonic() - start
     tested = {
         'dataset': opt.dataset,
         'validate': opt.validate,
@@ -454,7 +479,7 @@ def evaluate(opt, given: set) -> None:
 def prepare(run: runs.Run, device) -> tuple[Nets, data.ImageSet, data.ImageSet]:
     """(nets, training set, test set) on the device: new, or as the checkpoint has them."""
     opt = run.opt
-    teacher = load_teacher(opt)
+    teacher = teachers.load_teacher(run, 'teacher_id', load_teacher)
     option = '--alpha' if opt.alpha else f'--method {opt.method}'
     needs_classes = opt.alpha or opt.method == 'grad'
     sets = open_sets(
@@ -466,6 +491,7 @@ def prepare(run: runs.Run, device) -> tuple[Nets, data.ImageSet, data.ImageSet]:
             f'--randomcrop_pad {opt.randomcrop_pad}: must be smaller than the images, {W}x{H} here'
         )
     f, params_s, adapters = new_student(opt, len(sets[0].classes), teacher)
+    check_batches(opt, f, params_s, sets[0].images)
     params_t = teacher.params if teacher else {}
     arrays = [v for images, labels, _ in sets for v in (images, labels)]
     run.check_facts(data=weights.checksum(arrays), teacher=weights.checksum(params_t.values()))
@@ -478,11 +504,13 @@ def prepare(run: runs.Run, device) -> tuple[Nets, data.ImageSet, data.ImageSet]:
     nets = Nets(f, teacher and teacher.f, params)
     train_set, test_set = (s.to(device) for s in sets)
     if teacher and not run.checkpoint:
+        teachers.warn_of_training(opt.teacher_id, teacher.records, opt.validate, opt.dataset)
         run.facts['teacher_test_acc'] = test_teacher(opt, teacher, nets, test_set)
     return nets, train_set, test_set
 
 
 def main(argv=None):
+    program.expect_one_process(argv)
     opt, given = parser.parse(argv)
     if opt.evaluate:
         return evaluate(opt, given)
@@ -495,7 +523,7 @@ def main(argv=None):
     devices.warn_of_slow_dtype(opt.dtype, device)
 
     nets, train_set, test_set = prepare(run, device)
-    run.describe(utils.part(nets.params, 'student'), train_set.classes)
+    run.describe(utils.part(nets.params, 'student'), train_set.classes, device)
     loss_of = make_loss(nets, opt, device_ids)
     compilable = not METHODS[opt.method].gradient
     if opt.compile and not compilable:
@@ -518,14 +546,14 @@ def main(argv=None):
         )
         if opt.epochs == 0:  # test and save the untrained net
             untrained = {'train_loss': None, 'train_acc': None, 'at_losses': []}
-            end_epoch(run, untrained, 0.0, nets, optimizer, test_set)
+            end_epoch(run, untrained, nets, optimizer, test_set)
         for epoch in range(run.epoch + 1, opt.epochs + 1):
             if epoch in opt.epoch_step:  # a new optimizer: momentum restarts, as published
                 optimizer = utils.make_optimizer(nets.params, opt, epoch)
                 step = make_step(compiled, train_set, optimizer, graphed)
-            start = time.time()
+            run.start_epoch()
             trained = train_epoch(epoch, step, train_set, opt)
-            end_epoch(run, trained, time.time() - start, nets, optimizer, test_set)
+            end_epoch(run, trained, nets, optimizer, test_set)
 
 
 if __name__ == '__main__':

@@ -1,17 +1,19 @@
 """Small images: sets in memory as uint8, decoding, augmentation of whole batches, seeds.
 
-support/photographs.py loads photographs, with the decoding and the seeds of this file.
+images.py finds and reads image files. support/photographs.py loads photographs, with the
+decoding and the seeds of this file.
 """
 
 import contextlib
 import functools
 import hashlib
+import http.client
 import io
 import math
 import os
-import re
 import socket
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +25,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from support.program import UserError
+# BrokenImage and is_cut_off are for those who know them as data.BrokenImage and data.is_cut_off.
+from images import BrokenImage, decode_bgr, is_cut_off, read_image, scan_folder  # noqa: F401
+from support.program import Output, UserError
 
 # CIFAR-10's mean and standard deviation of a byte, as published; used for all small images.
 MEAN = (125.3, 123.0, 113.9)
@@ -31,10 +35,6 @@ STD = (63.0, 62.1, 66.7)
 # ImageNet's: .485 .456 .406 and .229 .224 .225 of 255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-
-
-class BrokenImage(UserError):
-    """An image file that cannot be decoded."""
 
 
 class ImageSet(NamedTuple):
@@ -81,20 +81,48 @@ def torchvision_set(dataset, dataroot, train):
         socket.setdefaulttimeout(30)  # some networks drop packets without an answer
         with bar:
             raw = kind(root, train=train, download=True)
-    except (OSError, RuntimeError) as e:
+    except (OSError, RuntimeError, http.client.HTTPException) as e:
         # torchvision creates folders before it knows whether it can fetch anything.
         for folder in missing:
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        reason = (str(e) or type(e).__name__).splitlines()[0]
-        raise UserError(
-            f'{dataset} is not in {root} and could not be fetched ({reason}): '
-            f'put {kind.filename} in {root}, or use --dataset folder | shapes'
-        ) from e
+        raise _cifar_error(kind, root, e) from e
     finally:
         socket.setdefaulttimeout(timeout)
     images = torch.from_numpy(np.ascontiguousarray(raw.data))
     return ImageSet(images, torch.tensor(raw.targets), list(raw.classes))
+
+
+def _cifar_error(kind, root, error) -> UserError:
+    """Why torchvision could not load a CIFAR: what its archive or unpacked folder in `root` is."""
+    from torchvision.datasets.utils import check_integrity
+
+    archive, unpacked = root / kind.filename, root / kind.base_folder
+    reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+    reason = reason.splitlines()[0]
+    other = 'or use --dataset folder | shapes'
+    fetched = f'could not be fetched ({reason})'
+    try:
+        whole, size = check_integrity(archive, kind.tgz_md5), os.path.getsize(archive)
+    except FileNotFoundError:
+        is_not = f'{kind.__name__} is not in {root}'
+        if os.path.isdir(unpacked):
+            is_not = f'{kind.__name__}: {unpacked} is incomplete or damaged, and the archive'
+        return UserError(f'{is_not} and {fetched}: put {archive.name} in {root}, {other}')
+    except OSError as e:
+        return UserError(
+            f'{archive}: cannot be read: {e.strerror}; put it in {root} again, {other}'
+        )
+    if whole:
+        return UserError(
+            f'{archive}: is complete, but cannot be unpacked in {root} ({reason}); '
+            f'unpack it in a folder that can be written in, and give that as --dataroot, {other}',
+            status=1,
+        )
+    return UserError(
+        f'{archive}: is cut off or damaged ({size:,} bytes, another checksum), '
+        f'and {fetched}: put the complete {archive.name} in {root}, {other}'
+    )
 
 
 def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
@@ -120,47 +148,6 @@ def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
 
 
 # ------------------------ folders of images
-
-
-def scan_folder(dataroot, option='--dataroot', tests=('test', 'val')) -> tuple[dict, dict]:
-    """{class: [files]} of dataroot/train and of the first of dataroot/`tests` that exists, sorted
-    by name. Raises UserError if a folder is missing or empty, there is one class only, or the two
-    have different classes."""
-    root = Path(dataroot)
-    found = [name for name in tests if os.path.isdir(root / name)]
-    sets = []
-    for folder in root / 'train', root / (found[0] if found else tests[0]):
-        if not os.path.isdir(folder):
-            raise UserError(
-                f'{option} {root}: there is no folder {folder} '
-                f'(wanted: train/CLASS/* and {" or ".join(tests)}/CLASS/*)'
-            )
-        try:
-            sets.append(_scan(folder))
-        except OSError as e:
-            raise UserError(f'{option} {root}: {e.filename}: {e.strerror}') from e
-    if list(sets[0]) != list(sets[1]):
-        odd = sorted(set(sets[0]) ^ set(sets[1]))
-        raise UserError(
-            f'{option} {root}: train and {found[0]} have different classes: '
-            f'{", ".join(odd[:5])} only in one of them'
-        )
-    return sets[0], sets[1]
-
-
-def _scan(folder):
-    def entries(path):
-        with os.scandir(path) as found:
-            return sorted((e for e in found if not e.name.startswith('.')), key=lambda e: e.name)
-
-    # Names instead of Paths, because ImageNet has a million.
-    files = {d.name: [f.path for f in entries(d.path)] for d in entries(folder) if d.is_dir()}
-    if len(files) < 2:
-        raise UserError(f'{folder}: has {len(files)} class folders; at least 2 are needed')
-    for name, fs in files.items():
-        if not fs:
-            raise UserError(f'{folder / name}: holds no images')
-    return files
 
 
 def decode_sets(train, test, nthread=0):
@@ -214,7 +201,8 @@ def in_threads(work, items, doing: str, nthread=0, chunk=1) -> list:
 
 def progress(images: int, doing: str, **options) -> tqdm:
     """A tqdm bar that counts images, shown only on a terminal."""
-    options = {'disable': None} | options
+    # quiet_decoders changes sys.stderr while a bar is shown.
+    options = {'disable': None, 'file': _Stderr()} | options
     return tqdm(total=images, desc=doing, unit=' images', leave=False, **options)
 
 
@@ -229,71 +217,53 @@ def decode(file) -> np.ndarray:
     return cv2.cvtColor(decode_bgr(file, read_image(file)), cv2.COLOR_BGR2RGB)
 
 
-def read_image(file) -> bytes:
-    """The bytes of an image file. Raises UserError if it cannot be read, or is cut off."""
-    try:
-        with open(file, 'rb') as f:
-            raw = f.read()
-    except OSError as e:
-        raise UserError(f'{file}: cannot be read: {e.strerror}') from e
-    if is_cut_off(raw):
-        raise BrokenImage(f'{file}: broken image (it is cut off)')
-    return raw
+class _Quiet:
+    """The state of quiet_decoders, which may be entered again before it is left."""
 
-
-def decode_bgr(file, raw: bytes, flags=cv2.IMREAD_COLOR) -> np.ndarray:
-    """uint8 [H, W, 3] BGR of the bytes of an image file. Raises BrokenImage."""
-    try:
-        image = cv2.imdecode(np.frombuffer(raw, np.uint8), flags) if raw else None
-    except cv2.error:
-        image = None
-    if image is None:
-        raise BrokenImage(f'{file}: broken, or not an image')
-    return image
-
-
-def is_cut_off(raw: bytes) -> bool:
-    """Whether a JPEG, PNG, WebP or BMP ends too early, where decoders silently fill in grey."""
-    if raw[:2] == b'\xff\xd8':
-        return not _jpeg_ends(raw)
-    if raw[:8] == b'\x89PNG\r\n\x1a\n':
-        return b'\0\0\0\0IEND' not in raw  # the last chunk: length 0, name
-    if raw[:4] == b'RIFF':
-        return len(raw) < 8 + int.from_bytes(raw[4:8], 'little')
-    if raw[:2] == b'BM':
-        return len(raw) < int.from_bytes(raw[2:6], 'little')
-    return False
-
-
-MARKER = re.compile(rb'\xff[^\x00\x01\xd0-\xd7\xff]')  # neither a stuffed byte nor a restart
-
-
-def jpeg_segments(raw):
-    """Yield (marker, position of the segment's data) of a JPEG. Skips the inside of segments, such
-    as a thumbnail with markers of its own."""
-    at = 2
-    while found := MARKER.search(raw, at):
-        yield found.group()[1], found.end() + 2
-        at = found.end() + int.from_bytes(raw[found.end() : found.end() + 2], 'big')
-
-
-def _jpeg_ends(raw):
-    # Some files have other bytes after the end marker.
-    return raw.endswith(b'\xff\xd9') or any(marker == 0xD9 for marker, _ in jpeg_segments(raw))
+    lock, depth = threading.Lock(), 0
 
 
 @contextlib.contextmanager
 def quiet_decoders():
     """Silence what image libraries write to file descriptor 2. Yields a stream that still reaches
     the terminal; sys.stderr is that stream in the meantime."""
-    sys.stderr.flush()
-    with os.fdopen(os.dup(2), 'w') as stderr, open(os.devnull, 'w') as null:
-        os.dup2(null.fileno(), 2)
-        try:
-            with contextlib.redirect_stderr(stderr):
-                yield stderr
-        finally:
-            os.dup2(stderr.fileno(), 2)
+    with _Quiet.lock:
+        if _Quiet.depth == 0:
+            sys.stderr.flush()
+            _Quiet.stderr = stderr = _copy_of_stderr()
+            _Quiet.before = sys.stderr, sys.excepthook
+            with open(os.devnull, 'w') as null:
+                os.dup2(null.fileno(), 2)
+            sys.stderr, sys.excepthook = stderr, _loud_excepthook
+        _Quiet.depth += 1
+    try:
+        yield _Quiet.stderr
+    finally:
+        with _Quiet.lock:
+            _Quiet.depth -= 1
+            if _Quiet.depth == 0:
+                sys.stderr, sys.excepthook = _Quiet.before
+                os.dup2(_Quiet.stderr.fileno(), 2)
+                _Quiet.stderr.close()
+
+
+def _loud_excepthook(*error):
+    # A traceback keeps a generator alive, and with it the silence.
+    os.dup2(_Quiet.stderr.fileno(), 2)
+    _Quiet.before[1](*error)
+
+
+def _copy_of_stderr():
+    # As Python opens stderr: each line is written at once, and a name of any bytes can be.
+    copy = os.fdopen(os.dup(2), 'w', buffering=1, errors='backslashreplace')
+    return Output(copy)
+
+
+class _Stderr:
+    """sys.stderr, whatever stream that is at the moment."""
+
+    def __getattr__(self, name):
+        return getattr(sys.stderr, name)
 
 
 # ------------------------ chance

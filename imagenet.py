@@ -212,19 +212,19 @@ class Nets(NamedTuple):
     params: dict  # of both: student.*, teacher.*
 
 
-def load_net(opt, option: str) -> weights.Net:
-    """The net that the option names."""
+def load_net(option: str, path: str) -> weights.Net:
+    """The net at the path, which the option names."""
     small = 'has no four groups; nets for small images are for cifar.py'
-    return weights.load_net_for(f'--{option}', getattr(opt, option), LARGE, small)
+    return weights.load_net_for(f'--{option}', path, LARGE, small)
 
 
 def new_student(opt, num_classes: int, teacher: weights.Net | None) -> tuple[Callable, dict]:
     """(f, params) of the net to train: from --student_params, or new with the initial values of
-    --seed. With --finetune the head is new, and only what is trained requires a gradient."""
+    --seed. With --finetune the head is new."""
     teachers.seed_initial_values(opt, teacher)
     if not opt.student_params:
         return resnet.resnet(opt.depth, opt.width, num_classes)
-    f, params, _ = load_net(opt, 'student_params')
+    f, params, _ = load_net('student_params', opt.student_params)
     depth, width, classes = resnet.net_shape(params)
     source = f'--student_params {opt.student_params}'
     if not resnet.same_shape(params, opt.depth, opt.width):
@@ -239,9 +239,6 @@ def new_student(opt, num_classes: int, teacher: weights.Net | None) -> tuple[Cal
         raise UserError(
             f'{source}: has {classes} classes, the data {num_classes}; --finetune replaces the head'
         )
-    for name, value in params.items():
-        fixed = opt.finetune and is_fixed(name)
-        value.requires_grad_(not utils.is_statistic(name) and not fixed)
     return f, params
 
 
@@ -255,21 +252,30 @@ def is_fixed(name: str) -> bool:
 def load(run: runs.Run, device) -> tuple[weights.Net, weights.Net | None, Sets]:
     """(student, teacher, sets): everything that is read from files, and the checkpoint's values."""
     opt = run.opt
-    teacher = load_net(opt, 'teacher_params') if opt.teacher_params else None
+    teacher = teachers.load_teacher(run, 'teacher_params', partial(load_net, 'teacher_params'))
     sets = photographs.open_sets(opt, device)
     if opt.alpha:
         option = f'--teacher_params {opt.teacher_params} with --alpha'
         teachers.check_classes(option, teacher, sets.val.classes)
-    f, params = new_student(opt, len(sets.val.classes), teacher)
+    if run.checkpoint:  # --student_params are not read again
+        f, params = weights.check_net(run.checkpoint['params'], f'--resume: {opt.save}')
+        same = resnet.same_shape(params, opt.depth, opt.width)
+        if not same or len(params['fc.bias']) != len(sets.val.classes):
+            raise UserError(f'--resume: {opt.save}: the weights are not those of its options')
+    else:
+        f, params = new_student(opt, len(sets.val.classes), teacher)
+    for name, value in params.items():
+        fixed = opt.finetune and is_fixed(name)
+        value.requires_grad_(not utils.is_statistic(name) and not fixed)
     files = [os.path.relpath(file, opt.imagenetpath) for file in sets.train.files + sets.val.files]
     run.check_facts(
-        data=zlib.crc32('\n'.join(files).encode()),
+        data=zlib.crc32('\n'.join(files).encode(errors='surrogateescape')),
         teacher=weights.checksum(teacher.params.values() if teacher else ()),
     )
     if run.checkpoint:
         for part, broken in zip(sets, run.checkpoint['facts'].get('broken', [])):
             part.broken.update(broken)
-    return weights.Net(f, run.restore(params), []), teacher, sets
+    return weights.Net(f, params, []), teacher, sets
 
 
 # ------------------------ the student's loss
@@ -407,11 +413,13 @@ def test(f: Callable, params: dict, val, opt, sample=None) -> tuple[float, list[
         return photographs.centre_view(file, opt.image_size, out)
 
     mine = index[ranks.rank() :: ranks.world_size()].split(100)
-    for images, targets in val.batches([part for part in mine if len(part)], view):
-        logits, _ = f(normalize(images), params, False)
-        loss = F.cross_entropy(logits, targets, reduction='sum')
-        right = correct(logits, targets).sum(1)
-        sums += torch.stack([loss.double().cpu(), *right.double().cpu()])
+    batches = val.batches([part for part in mine if len(part)], view)
+    with contextlib.closing(batches) as loaded:
+        for images, targets in loaded:
+            logits, _ = f(normalize(images), params, False)
+            loss = F.cross_entropy(logits, targets, reduction='sum')
+            right = correct(logits, targets).sum(1)
+            sums += torch.stack([loss.double().cpu(), *right.double().cpu()])
     loss, *right = ranks.all_gather(sums).sum(0).tolist()
     return loss / len(index), [100 * r / len(index) for r in right]
 
@@ -441,9 +449,10 @@ def test_teacher(opt, teacher: weights.Net, nets: Nets, val) -> float | None:
     return acc
 
 
-def end_epoch(run: runs.Run, trained: dict, train_time: float, nets: Nets, optimizer, sets: Sets):
+def end_epoch(run: runs.Run, trained: dict, nets: Nets, optimizer, sets: Sets):
     """Test the student after an epoch of training, and write the run folder."""
-    opt, epoch, start = run.opt, run.epoch + 1, time.time()
+    opt, epoch = run.opt, run.epoch + 1
+    train_time, start = run.train_time(), time.monotonic()
     params_s = utils.part(nets.params, 'student')
     if ranks.world_size() > 1:  # keep the first rank's statistics
         for name, value in params_s.items():
@@ -458,7 +467,7 @@ def end_epoch(run: runs.Run, trained: dict, train_time: float, nets: Nets, optim
         'epoch_beta': opt.beta if epoch >= opt.at_start else 0.0,
         'broken_images': sum(map(len, run.facts['broken'])),
     }
-    times = {'train_time': train_time, 'test_time': time.time() - start}
+    times = {'train_time': train_time, 'test_time': time.monotonic() - start}
     run.end_epoch(stats, times, nets.params, optimizer)
 
 
@@ -469,21 +478,21 @@ def evaluate(opt, device) -> None:
     """--evaluate: test a net and print one json_stats line."""
 
     def load_one():
-        net, sets = load_net(opt, 'evaluate'), photographs.open_sets(opt, device)
+        net, sets = load_net('evaluate', opt.evaluate), photographs.open_sets(opt, device)
         teachers.check_classes(f'--evaluate {opt.evaluate}', net, sets.val.classes)
         return net, sets.val
 
     net, val = ranks.all_or_none(load_one)
     net = net._replace(params=devices.to_device(net.params, device))
-    start = time.time()
+    start = time.monotonic()
     test_loss, test_acc = test(net.f, net.params, val, opt)
-    seconds = time.time() - start
+    seconds = time.monotonic() - start
     tested = {
         'layout': resnet.layout(net.params),
         'image_size': opt.image_size,
         'test_acc': test_acc,
         'test_loss': test_loss,
-        'broken_images': len(val.broken),
+        'broken_images': len(photographs.broken_images([val])[0]),
     }
     size = opt.image_size, opt.image_size
     teachers.print_evaluation(opt.evaluate, net, size, tested, len(val.labels), seconds)
@@ -521,12 +530,13 @@ def prepare(run: runs.Run, device) -> tuple[Nets, Sets]:
     params = utils.flatten({k: devices.to_device(v, device) for k, v in parts.items()})
     nets = Nets(student.f, teacher and teacher.f, params)
     if teacher and not run.checkpoint:
+        teachers.warn_of_training(opt.teacher_params, teacher.records)
         run.facts['teacher_test_acc'] = test_teacher(opt, teacher, nets, sets.val)
     return nets, sets
 
 
 def main(argv=None):
-    ranks.join()
+    ranks.join(argv)
     # The first rank reads options and run folder for all, which may be on its disk alone.
     begun = ranks.all_or_none(lambda: begin(argv) if ranks.rank() == 0 else None)
     opt, run = ranks.broadcast(begun)
@@ -550,7 +560,7 @@ def main(argv=None):
     if ranks.world_size() > 1:
         ids = device_ids if device.type == 'cuda' else None
         step_of = DistributedDataParallel(step_of, device_ids=ids)
-    run.describe(nets.params, sets.val.classes, processes=ranks.world_size())
+    run.describe(nets.params, sets.val.classes, device, processes=ranks.world_size())
     optimizer = utils.make_optimizer(nets.params, opt, epoch=1)
     run.restore_optimizer(optimizer)
 
@@ -563,15 +573,15 @@ def main(argv=None):
         checkpoints = Checkpoints(run, nets.params, sets)
         if opt.epochs == 0:  # test and save the untrained net
             untrained = {'train_loss': None, 'train_acc': None, 'at_losses': []}
-            end_epoch(run, untrained, 0.0, nets, optimizer, sets)
+            end_epoch(run, untrained, nets, optimizer, sets)
         for epoch in range(run.epoch + 1, opt.epochs + 1):
             if epoch in opt.epoch_step and not run.step:  # momentum restarts, as published
                 optimizer = utils.make_optimizer(nets.params, opt, epoch)
-            start = time.time()
+            run.start_epoch()
             with checkpoints.inside_epoch():
                 trained = train_epoch(step_of, optimizer, sets.train, run, checkpoints)
-            end_epoch(run, trained, time.time() - start, nets, optimizer, sets)
+            end_epoch(run, trained, nets, optimizer, sets)
 
 
 if __name__ == '__main__':
-    ranks.leave(program.call_main(main))
+    ranks.leave(program.call_main(ranks.together(main)))

@@ -80,9 +80,11 @@ def batch_norm(x: torch.Tensor, params: dict, base: str, training: bool) -> torc
 
 def conv2d(x, weight, stride=1, padding=0, bias=None) -> torch.Tensor:
     """Convolution of x [B, C, H, W] in the dtype of x; `weight` and `bias` stay float32."""
-    if stride > 1 and weight.shape[1] < 8 and weight.shape[2:] == (1, 1) and not padding:
-        # Slice x instead of striding. On CPUs without AVX-512, the weight gradient of this strided
-        # convolution writes past the end of its memory in channels_last (torch 2.14).
+    pointwise = weight.shape[2:] == (1, 1) and not padding
+    if pointwise and stride > 1 and weight.shape[1] < 16 and x.device.type == 'cpu':
+        # Slice x instead of striding. In channels_last, oneDNN's weight gradient of this strided
+        # convolution writes past the end of its memory if there are fewer channels than floats in a
+        # vector of the CPU, 8 or 16: https://github.com/uxlfoundation/oneDNN/issues/6035
         x, stride = x[:, :, ::stride, ::stride], 1
     bias = None if bias is None else bias.to(x.dtype)
     return F.conv2d(x, weight.to(x.dtype), bias, stride, padding)
@@ -274,8 +276,10 @@ def learning_rate(epoch: int, opt) -> float:
 
 def scaled_steps(steps: list, published_epochs: int, epochs: int) -> list:
     """The published drops scaled to `epochs`, so that each rate keeps its share of the run:
-    round((s - 1) * epochs / published_epochs) + 1."""
-    return sorted({round((s - 1) * epochs / published_epochs) + 1 for s in steps})
+    round((s - 1) * epochs / published_epochs) + 1. Drops at epoch 1, before any training at --lr,
+    are left out."""
+    scaled = {round((s - 1) * epochs / published_epochs) + 1 for s in steps}
+    return sorted(scaled - {1})
 
 
 def epoch_beta(epoch: int, opt) -> float:

@@ -171,7 +171,7 @@ class Runner:
                 print(f'== {run.name}: waiting for another process that trains it', flush=True)
             self.in_use.add(run.name)
             return True
-        except OSError:  # there is no such folder yet, or its disk knows no locks
+        except OSError:  # there is no such folder yet
             return False
         return False
 

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from support import photographs, ranks, runs
 from support.program import Stopped, UserError
 
+# Seconds. A signal to all processes of a job comes twice, as torchrun passes its own on.
+SAME_SIGNAL = 2
+
 
 class Checkpoints:
     """Checkpoints inside an epoch: every --checkpoint_minutes, and at the step after SIGUSR1, or
@@ -17,7 +20,8 @@ class Checkpoints:
 
     def __init__(self, run: runs.Run, params: dict, sets: photographs.Sets):
         self.run, self.params, self.sets = run, params, sets
-        self.signals, self.last, self.inside = [], time.time(), False
+        self.signals, self.last, self.inside = [], time.monotonic(), False
+        self.asked = 0.0  # when the last signal came
         for signum in signal.SIGTERM, signal.SIGINT, signal.SIGUSR1:
             signal.signal(signum, self.ask)
 
@@ -25,18 +29,22 @@ class Checkpoints:
     def inside_epoch(self):
         """In this block a signal waits for the checkpoint of the current step; outside of it
         SIGTERM and SIGINT end the run at once."""
-        self.inside, self.last = True, time.time()
+        self.inside, self.last = True, time.monotonic()
         yield
         self.inside = False
+        for signum in set(self.signals) - {signal.SIGUSR1}:  # after the last step's checkpoint
+            raise Stopped(signum)
 
     def ask(self, signum, frame) -> None:
-        if signum != signal.SIGUSR1 and (signum in self.signals or not self.inside):
+        again = signum in self.signals and time.monotonic() - self.asked > SAME_SIGNAL
+        if signum != signal.SIGUSR1 and (again or not self.inside):
             raise Stopped(signum)
         self.signals.append(signum)
+        self.asked = time.monotonic()
 
     def due(self) -> bool:
         """Whether any rank wants a checkpoint. Call it on every rank."""
-        minutes = (time.time() - self.last) / 60
+        minutes = (time.monotonic() - self.last) / 60
         due = bool(self.signals) or minutes > self.run.opt.checkpoint_minutes
         return bool(ranks.all_gather(torch.tensor([due], dtype=torch.uint8)).any())
 
@@ -54,10 +62,11 @@ class Checkpoints:
                 'A lower --lr or --beta may help',
                 status=1,
             )
+        run.check_folder()
         if ranks.rank() == 0:
             runs.save_checkpoint(run.opt.save, checkpoint)
         run.progress = f'after step {step} of epoch {run.epoch + 1}'
-        self.last = time.time()
+        self.last = time.monotonic()
         own = max([s for s in self.signals if s != signal.SIGUSR1], default=0)
         self.signals.clear()
         signum = int(ranks.all_gather(torch.tensor([int(own)])).max())

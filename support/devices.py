@@ -1,10 +1,14 @@
 """Device choice, compilation, CUDA graphs, memory settings, and the cost of a net."""
 
+import contextlib
 import ctypes
 import logging
 import os
+import platform
+import re
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -50,6 +54,20 @@ def choose_device(opt) -> tuple[torch.device, list]:
     torch.backends.cudnn.benchmark = not opt.deterministic
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32; bfloat16 is the fast way
     return torch.device(name), list(range(opt.ngpu)) if name == 'cuda' else [torch.device(name)]
+
+
+def processor() -> str:
+    """The processor's name and the vector instructions that torch uses, for the log."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        found = re.search('^model name\\s*: (.*)', Path('/proc/cpuinfo').read_text(), re.MULTILINE)
+        name = found[1] if found else name
+    return f'{name} ({torch.backends.cpu.get_cpu_capability()})'
+
+
+def device_name(device: torch.device) -> str:
+    """What trains: the GPU's name, or 'cpu' or 'mps'."""
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
 
 
 def keep_freed_memory() -> None:

@@ -1,31 +1,43 @@
-"""Atomic writes, and messages for disk errors."""
+"""Atomic writes, the lock of a run folder, and messages for disk errors."""
 
 import contextlib
-import fcntl
+import errno
 import os
 from pathlib import Path
 
-from support.program import UserError
+from support.program import UserError, warn_once
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# A file system without fsync, or one that refuses it here. Others are errors of the disk.
+NO_FSYNC = {
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EBADF,
+    errno.EROFS,
+}
 
 
 def write_atomically(path, write) -> None:
     """Call write(temporary path), flush that file to disk and rename it over `path`.
 
     At any moment `path` is the old file or the new one. Raises UserError, status 1, if the disk
-    refuses (full, read-only); the old file is then untouched.
+    refuses (full, read-only); the old file is then untouched. Warns once if the disk cannot flush:
+    a power cut may then lose the new file.
     """
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.part')
     try:
         write(temporary)
-        with open(temporary, 'rb') as file:
-            os.fsync(file.fileno())
+        _flush_file(temporary)
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except (OSError, RuntimeError) as e:
         raise UserError(
             f'cannot write {path}: {_disk_error(temporary, e)}; what was there is kept', status=1
@@ -33,6 +45,41 @@ def write_atomically(path, write) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+    _flush_folder(path)
+
+
+def _flush_file(path):
+    try:
+        # Some network file systems refuse to flush through a descriptor that is read-only.
+        with open(path, 'r+b') as file:
+            os.fsync(file.fileno())
+    except OSError as e:
+        if e.errno not in NO_FSYNC:
+            raise
+        _warn_of_fsync(e)
+
+
+def _flush_folder(path):
+    # The file has its new name: whatever happens from here on, the old one is gone.
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as e:
+        if e.errno in NO_FSYNC:
+            _warn_of_fsync(e)
+        else:
+            warn_once('folder', f'{path}: written, but a power cut may lose it: {e.strerror}')
+
+
+def _warn_of_fsync(error):
+    warn_once(
+        'fsync',
+        f'this disk does not flush files on demand ({error.strerror}); '
+        'a power cut may lose or damage what was written last',
+    )
 
 
 def _disk_error(path, error):
@@ -45,25 +92,38 @@ def _disk_error(path, error):
             file.write(bytes(1 << 16))
             os.fsync(file.fileno())
     except OSError as e:
-        return e.strerror
+        if e.errno not in NO_FSYNC:
+            return e.strerror
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def write_text(path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    """Write UTF-8, whatever the locale; bytes of names that are not UTF-8 stay as they are."""
+    raw = text.encode(errors='surrogateescape')
+    write_atomically(path, lambda temporary: temporary.write_bytes(raw))
 
 
 def lock_folder(folder) -> int:
     """Lock a run folder, and return the descriptor that holds the lock until it is closed.
 
-    Raises BlockingIOError if another process has the lock.
+    Raises BlockingIOError if another process has the lock. Warns once if the disk has no locks.
     """
-    lock = os.open(folder, os.O_RDONLY)
+    # Not the package filelock: it locks a file of its own, which stays behind, cannot be made on a
+    # read-only disk, and is not installed when a table script starts.
+    lock = os.open(os.devnull if os.name == 'nt' else folder, os.O_RDONLY)
     try:
+        if not fcntl:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(lock)
         raise
+    except OSError as e:
+        warn_once(
+            'lock',
+            f'this disk has no locks ({e.strerror}); '
+            'make sure that no second process trains in the same folder',
+        )
     return lock
 
 

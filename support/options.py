@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import re
 import sys
 import zlib
@@ -22,6 +23,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.color = False  # of Python 3.14; program.Output would escape the colors
 
     def error(self, message):
         raise UserError(message)
@@ -301,7 +303,9 @@ MAY_DIFFER = {
     'tensorboard',
     'dataroot',
     'imagenetpath',
+    'student_params',
 }
+TEACHERS = {'teacher_id', 'teacher_params'}  # may be another path, to the same contents
 NOT_OPTIONS_OF_A_RUN = {'resume', 'evaluate'}
 
 
@@ -319,8 +323,8 @@ def continue_options(opt, given: set, old: dict, parser) -> argparse.Namespace:
     # Older runs did what today's defaults say, with one exception.
     before = {k: parser.get_default(k) for k in run_options(opt)} | {'train_crop': 'resized'}
     old = before | old
-    if not old['epochs']:  # nothing was trained: scale the drops to the length wanted now
-        old['epoch_step'] = None
+    if not old['epochs']:  # nothing was trained: the drops are those of the length wanted now
+        del old['epoch_step']
     old = {k: v for k, v in old.items() if k != 'save' and hasattr(opt, k)}
     for name, value in old.items():
         if not parser.takes(name, value):
@@ -328,7 +332,8 @@ def continue_options(opt, given: set, old: dict, parser) -> argparse.Namespace:
                 f'--resume: the checkpoint has an impossible --{name} {_plain(value)[:60]}: '
                 'it is damaged'
             )
-        if name in given and getattr(opt, name) != value and name not in MAY_DIFFER:
+        may_differ = name in MAY_DIFFER or name in TEACHERS and value and getattr(opt, name)
+        if name in given and getattr(opt, name) != value and not may_differ:
             raise UserError(
                 f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, '
                 f'which has {_plain(value)}'
@@ -354,7 +359,8 @@ def continue_options(opt, given: set, old: dict, parser) -> argparse.Namespace:
 def logged_options(opt, given: set, source: str, record: dict, parser, names: set):
     """`opt` with a run's own values, from its log record, for those of `names` that were not given.
 
-    For --evaluate. Raises UserError if the record has a value that the option cannot have.
+    For --evaluate. A folder of whoever trained the net is used only if it exists here. Raises
+    UserError if the record has a value that the option cannot have.
     """
     logged = {name: record[name] for name in names - given if name in record}
     for name, value in logged.items():
@@ -362,6 +368,9 @@ def logged_options(opt, given: set, source: str, record: dict, parser, names: se
             raise UserError(
                 f'--evaluate {source}: its log has {name} {str(value)[:60]!r}; give --{name}'
             )
+    for name in 'dataroot', 'imagenetpath':
+        if name in logged and not os.path.isdir(logged[name]):
+            del logged[name]
     return argparse.Namespace(**vars(opt) | logged)
 
 
@@ -375,7 +384,8 @@ def run_name(parts: list, said: set, opt, parser, published: tuple[list, int]) -
     said: options that `parts` already names; published: (drops, epochs) of the paper.
     """
     usual = {'alpha': 0, 'beta': 0, 'epoch_step': scaled_steps(*published, opt.epochs)}
-    said = said | {'seed', 'save'} | MAY_DIFFER - {'epochs'} | NOT_OPTIONS_OF_A_RUN
+    of_no_matter = MAY_DIFFER - {'epochs', 'student_params'} | NOT_OPTIONS_OF_A_RUN
+    said = said | {'seed', 'save'} | of_no_matter
     parts = [part for part in parts if part]
     for name in sorted(vars(opt).keys() - said):
         value = getattr(opt, name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -13,24 +14,30 @@ import torch
 import torch.nn.functional as F
 
 import data
+from images import is_frame, jpeg_segments
 from support import ranks
 from support.program import UserError
 
 # ------------------------ folders
 
 
-def scan_photographs(root, option='--imagenetpath') -> tuple[dict, dict]:
+MOST_BROKEN = 0.01  # of the images of a set
+FEW_BROKEN = 10  # do not tell a failing disk from a few bad files
+
+
+def scan_photographs(root, option='--imagenetpath', say=print) -> tuple[dict, dict]:
     """data.scan_folder of root/train and root/val (as ImageNet has it) or root/test."""
-    return data.scan_folder(root, option, ('val', 'test'))
+    return data.scan_folder(root, option, ('val', 'test'), say)
 
 
 def find_faults(files, nthread=0) -> list:
-    """The fault of each image file, None if it can be decoded."""
+    """The fault of each image file, None if it can be decoded. Raises UserError, status 1, if the
+    disk fails."""
 
     def fault(file):
         try:
             data.decode(file)
-        except UserError as e:
+        except data.BrokenImage as e:
             return str(e)
 
     return data.in_threads(fault, files, 'checking', nthread)
@@ -55,7 +62,8 @@ class Photographs:
         """Yield (images, labels) on the device for each index tensor of `batches`.
 
         view(file, i, out) fills `out`, uint8 [image_size, image_size, 3], with sample i. Raises
-        data.BrokenImage, or with --skip_broken takes the next image of the class instead.
+        data.BrokenImage, or with --skip_broken takes the next image of the class instead. Close the
+        generator: what decoders print is silenced until then.
         """
 
         def view_or_next(i, out):
@@ -66,6 +74,7 @@ class Photographs:
                 if not self.opt.skip_broken:
                     raise
             self.broken.add(i)
+            self.check_broken(self.broken)
             same = (self.labels == self.labels[i]).nonzero()[:, 0].tolist()
             for j in same[same.index(i) + 1 :] + same[: same.index(i)]:
                 with contextlib.suppress(data.BrokenImage):
@@ -77,6 +86,18 @@ class Photographs:
         size, nthread, pin = self.opt.image_size, self.opt.nthread, self.device.type == 'cuda'
         loaded = load_batches(batches, view_or_next, size, nthread, pin=pin)
         return _on_device(loaded, self.labels, self.device)
+
+    def check_broken(self, broken) -> None:
+        """Raise UserError, status 1, if so many images of the set are broken that the disk may be
+        failing."""
+        if len(broken) >= FEW_BROKEN and len(broken) > MOST_BROKEN * len(self.files):
+            folder = os.path.commonpath([self.files[0], self.files[-1]])
+            raise UserError(
+                f'{len(broken)} of the {len(self.files)} images in {folder} are broken, more than '
+                f'{MOST_BROKEN:.0%}: is the disk failing? --check_images lists them; '
+                'repair or remove them',
+                status=1,
+            )
 
 
 def _on_device(loaded, labels: torch.Tensor, device):
@@ -112,26 +133,35 @@ class Sets(NamedTuple):
 def open_sets(opt, device) -> Sets:
     """The training and validation photographs of --imagenetpath. Raises UserError as
     data.scan_folder does."""
-    folders = scan_photographs(opt.imagenetpath)
+    folders = scan_photographs(opt.imagenetpath, say=ranks.print_first)
     return Sets(*(Photographs(folder, opt, device) for folder in folders))
 
 
 def check_images(sets: Sets, opt) -> None:
     """--check_images: decode every image once, shared by all ranks, and print the faults. Raises
-    UserError if there are any, without --skip_broken."""
-    files = sets.train.files + sets.val.files
-    faults = find_faults(files[ranks.rank() :: ranks.world_size()], opt.nthread)
-    broken = ranks.all_gather_list([fault for fault in faults if fault])
-    for line in broken:
-        ranks.print_first(line, sys.stderr)
+    UserError if there are any, without --skip_broken; with it, if there are too many."""
+    broken = 0
+    for part in sets:
+        files = part.files[ranks.rank() :: ranks.world_size()]
+        faults = ranks.all_or_none(find_faults, files, opt.nthread)
+        faults = ranks.all_gather_list([fault for fault in faults if fault])
+        for line in faults:
+            ranks.print_first(line, sys.stderr)
+        broken += len(faults)
+        if opt.skip_broken:
+            ranks.all_or_none(part.check_broken, faults)
     if broken and not opt.skip_broken:
-        found = f'--check_images: {len(broken)} images are broken (listed above)'
+        found = f'--check_images: {broken} images are broken (listed above)'
         ranks.end_all(UserError(f'{found}; remove them, or give --skip_broken'), status=2)
 
 
 def broken_images(sets: Sets) -> list[list[int]]:
-    """For each set the indices of the images that --skip_broken has replaced, on any rank."""
-    return [sorted(set(ranks.all_gather_list(part.broken))) for part in sets]
+    """For each set the indices of the images that --skip_broken has replaced, on any rank. Raises
+    UserError, status 1, if there are too many."""
+    broken = [sorted(set(ranks.all_gather_list(part.broken))) for part in sets]
+    for part, indices in zip(sets, broken):
+        ranks.all_or_none(part.check_broken, indices)
+    return broken
 
 
 # ------------------------ one photograph
@@ -142,10 +172,10 @@ def jpeg_size(raw: bytes):
     if raw[:2] != b'\xff\xd8':
         return None
     turned = False
-    for marker, at in data.jpeg_segments(raw):
+    for marker, at in jpeg_segments(raw):
         if marker == 0xE1 and raw[at : at + 6] == b'Exif\0\0':
             turned = exif_orientation(raw[at + 6 : at + 6 + 65536]) >= 5
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        elif is_frame(marker):
             height, width = (int.from_bytes(raw[at + i : at + i + 2], 'big') for i in (1, 3))
             return ((width, height) if turned else (height, width)) if height and width else None
         elif marker == 0xDA:
@@ -244,9 +274,7 @@ def plain_train_view(file, size: int, seed: int, epoch: int, index: int, out=Non
     """uint8 [size, size, 3] RGB: random crop and flip of photograph `index`, its shorter side
     resized to size * 256 / 224 (section 4.2 of the paper); a function of (seed, epoch, index)."""
     u = data.uniforms(3, seed, epoch, index)
-    image = decode_for(file, size)
-    top, left = (int(v * (side - size + 1)) for v, side in zip(u, image.shape[:2]))
-    image = image[top : top + size, left : left + size]
+    image = scaled_crop(file, size, lambda i, rest: int(u[i] * (rest + 1)))
     image = cv2.flip(image, 1) if u[2] < 0.5 else image
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
 
@@ -254,19 +282,35 @@ def plain_train_view(file, size: int, seed: int, epoch: int, index: int, out=Non
 def centre_view(file, size: int, out=None) -> np.ndarray:
     """uint8 [size, size, 3] RGB: the centre of a photograph, its shorter side resized to
     size * 256 / 224, as published."""
-    image = decode_for(file, size)
-    top, left = (round((side - size) / 2) for side in image.shape[:2])
-    image = image[top : top + size, left : left + size]
+    image = scaled_crop(file, size, lambda i, rest: round(rest / 2))
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
 
 
-def decode_for(file, size: int) -> np.ndarray:
-    """uint8 BGR: a photograph, its shorter side resized to size * 256 / 224. Raises UserError as
-    data.decode does."""
+LONGEST = 16  # times the shorter side; a longer image is resized only around the crop
+
+
+def scaled_crop(file, size: int, place) -> np.ndarray:
+    """uint8 [size, size, 3] BGR: a crop of a photograph, its shorter side resized to
+    size * 256 / 224.
+
+    place(i, rest): the crop's offset, 0 to rest, along axis i. Raises UserError as data.decode
+    does.
+    """
     shorter = round(size * 256 / 224)
     image = decode_part(file, lambda h, w: Box(0, 0, h, w), (shorter, shorter))
-    H, W = image.shape[:2]
-    return resize(image, (max(shorter, shorter * H // W), max(shorter, shorter * W // H)))
+    sides = image.shape[:2]
+    scaled = [max(shorter, shorter * side // min(sides)) for side in sides]
+    offsets = [place(i, side - size) for i, side in enumerate(scaled)]
+    for i, (side, new) in enumerate(zip(sides, scaled)):
+        if new > LONGEST * shorter:
+            # Whole steps of the shorter side, which is resized to a whole number of pixels.
+            first, last = max(0, offsets[i] // shorter - 1), offsets[i] // shorter + 4
+            ends = last * min(sides), last * shorter
+            end, new_end = ends if ends[0] < side else (side, new)
+            image = image.take(range(first * min(sides), end), axis=i)
+            scaled[i], offsets[i] = new_end - first * shorter, offsets[i] - first * shorter
+    top, left = offsets
+    return resize(image, tuple(scaled))[top : top + size, left : left + size]
 
 
 def load_batches(
@@ -303,12 +347,13 @@ def load_batches(
             job.result()
         return batch, images
 
-    try:
-        for batch in batches:
-            start(batch)
-            if len(waiting) > ahead:
+    with data.quiet_decoders():
+        try:
+            for batch in batches:
+                start(batch)
+                if len(waiting) > ahead:
+                    yield finish()
+            while waiting:
                 yield finish()
-        while waiting:
-            yield finish()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -4,19 +4,117 @@ A program that does not call `join` is one process, whatever the environment say
 """
 
 import contextlib
+import functools
 import os
 import sys
 
 import torch
 import torch.distributed as dist
 
-from support.program import UserError
+from support import program
+from support.program import Stopped, UserError, printable
 
 
-def join() -> None:
-    """Join the process group of torchrun, if any: gloo for CPU tensors, nccl for those on GPUs."""
-    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
+def join(argv) -> None:
+    """Join the process group of torchrun, if any: gloo for CPU tensors, nccl for those on GPUs.
+
+    argv: the words of the command; --help needs no group. Raises UserError if the variables that
+    torchrun sets are incomplete; the first rank tells it.
+    """
+    if program.wants_help(sys.argv[1:] if argv is None else argv):
+        if program.is_later_rank() and 'TORCHELASTIC_RUN_ID' in os.environ:
+            sys.exit(0)  # the first rank prints it
+        return
+    world = program.processes()
+    if world == 1:
+        return
+    error = find_fault(world)
+    if error and program.is_later_rank():
+        program.end_quietly()
+    if error:
+        raise UserError(f'{error}: start it with torchrun, or unset WORLD_SIZE for one process')
+    try:
         dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
+    except (RuntimeError, ValueError) as e:
+        at = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
+        reason = str(e).splitlines()[0]
+        raise UserError(f'cannot reach the other processes at {at}: {reason}', status=1) from e
+
+
+def find_fault(world: int) -> str:
+    """What is wrong with the variables that torchrun sets for that many processes, '' if nothing
+    is."""
+    names = 'RANK', 'MASTER_ADDR', 'MASTER_PORT'
+    variables = {name: os.environ.get(name, '').strip() for name in names}
+    missing = [name for name, value in variables.items() if not value]
+    if missing:
+        return f'WORLD_SIZE={world}, but without {", ".join(missing)}'
+    for name, limit in ('RANK', world), ('MASTER_PORT', 1 << 16):
+        value = variables[name]
+        if not value.isdecimal() or int(value) >= limit:
+            return f'{name}={value}: not a number from 0 to {limit - 1}'
+    return ''
+
+
+def together(main):
+    """main(argv), but the end of one rank is the end of all. The first one that ends prints why,
+    the others leave with its exit status."""
+
+    @functools.wraps(main)
+    def joint(argv=None):
+        try:
+            main(argv)
+        except (Exception, Stopped) as e:
+            if world_size() == 1 or isinstance(e, UserError) and not str(e):
+                raise
+            if not is_first_end(e):
+                wait_for_end()
+                raise UserError('', status_of_end()) from e
+            if is_lost(e):
+                raise UserError(
+                    'lost the connection to another process, which has ended or been killed; '
+                    'the same command with --resume continues',
+                    status=1,
+                ) from e
+            raise
+
+    return joint
+
+
+def is_first_end(e: BaseException) -> bool:
+    """Note in the store of the group that this rank ends, and why. False if it does so because of
+    another, or after another with a mistake to tell."""
+    status = getattr(e, 'status', 1)
+    status = 128 + e.signum if isinstance(e, Stopped) else status
+    mine = f'{rank()} {status}'
+    with contextlib.suppress(RuntimeError):  # the store is gone with its process
+        first = store().compare_set('end', '', mine).decode()
+        return first == mine or not (is_lost(e) or isinstance(e, (UserError, Stopped)))
+    return True
+
+
+def status_of_end() -> int:
+    """The exit status of the rank that has ended first, 1 if the store is gone."""
+    with contextlib.suppress(RuntimeError):
+        return int(store().get('end').split()[1])
+    return 1
+
+
+def store():
+    return dist.distributed_c10d._get_default_store()  # there is no public name for it
+
+
+def is_lost(e: BaseException) -> bool:
+    """Whether a collective operation failed, because the process at its other end has ended."""
+    return isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and 'gloo' in str(e)
+
+
+def wait_for_end() -> None:
+    """Wait until another rank, which has something to print, has ended."""
+    program.ignore_signals()  # torchrun sends SIGTERM once a process has ended
+    with contextlib.suppress(RuntimeError):  # the connection breaks
+        while True:
+            all_gather(torch.zeros(1))
 
 
 def leave(status: int) -> None:
@@ -26,7 +124,8 @@ def leave(status: int) -> None:
     """
     if world_size() > 1:
         if status == 0:
-            dist.barrier()
+            with contextlib.suppress(RuntimeError):  # another rank has failed since
+                dist.barrier()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -45,7 +144,10 @@ def own_device(device: torch.device, device_ids: list) -> tuple[torch.device, li
     """(device, device_ids) of this process: under torchrun each has a GPU of its own, if any."""
     if world_size() == 1 or device.type != 'cuda':
         return device, device_ids
-    device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
+    local, count = os.environ.get('LOCAL_RANK', ''), torch.cuda.device_count()
+    if not local.isdecimal() and count > 1:
+        raise UserError(f'LOCAL_RANK={local}: which of {count} GPUs? torchrun sets it')
+    device = torch.device('cuda', int(local or 0))
     if device.index >= torch.cuda.device_count():
         raise UserError(f'torchrun: more processes here than GPUs, {torch.cuda.device_count()}')
     torch.cuda.set_device(device)
@@ -98,12 +200,11 @@ def end_all(end, teller: int = 0, status: int = 1) -> None:
     """Call on every rank: rank `teller` raises `end`, the others exit with that status."""
     if rank() == teller:
         raise end
-    with contextlib.suppress(RuntimeError):  # the connection breaks once that rank has exited
-        dist.barrier()
-    sys.exit(status)
+    wait_for_end()
+    raise UserError('', status)
 
 
 def print_first(text: str, file=None) -> None:
-    """Print on the first rank only."""
+    """Print a line on the first rank only."""
     if rank() == 0:
-        print(text, file=file or sys.stdout, flush=True)
+        print(printable(text), file=file or sys.stdout, flush=True)

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import math
 import os
+import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 import utils
-from support import logs, ranks
+from support import devices, logs, ranks
 from support.files import check_writable, lock_folder, write_atomically, write_text
 from support.options import continue_options, run_options
 from support.program import Stopped, UserError
@@ -36,6 +37,8 @@ class Run:
     about: dict = field(default_factory=dict)  # what every log line says of the run
     curves: object = None  # a tensorboard writer
     progress: str = ''  # how far the last checkpoint is
+    started: float = 0.0  # when the epoch began, on the monotonic clock
+    lock: int = -1  # a descriptor of the run folder
 
     def __post_init__(self):
         if self.checkpoint:
@@ -49,7 +52,7 @@ class Run:
     def check_facts(self, **checksums) -> None:
         """Keep the checksums of 'data' and 'teacher' in `facts`. Raises UserError if one differs
         from the checkpoint's."""
-        self.facts = checksums | {'teacher_test_acc': None}
+        self.facts = checksums | {'teacher_test_acc': None, 'folder': os.getcwd()}
         if not self.checkpoint:
             return
         old = self.checkpoint['facts']
@@ -77,12 +80,15 @@ class Run:
         return {k: v.requires_grad_(initial[k].requires_grad) for k, v in restored.items()}
 
     def restore_optimizer(self, optimizer) -> None:
-        """Load the checkpoint's momentum, learning rate and weight decay. Raises UserError if they
-        are of another net."""
-        if self.checkpoint:
-            load_optimizer(optimizer, self.checkpoint)
+        """Load the checkpoint's momentum. Raises UserError if it is of another net."""
+        if not self.checkpoint:
+            return
+        load_optimizer(optimizer, self.checkpoint)
+        # The stored rate is not that of the next epoch if --epochs was 0.
+        for group in optimizer.param_groups:
+            group['lr'] = utils.learning_rate(self.epoch + 1, self.opt)
 
-    def describe(self, params: dict, classes: list, **more) -> None:
+    def describe(self, params: dict, classes: list, device, **more) -> None:
         """Set what every log line says of the run; params: those whose trained tensors count as
         the student's parameters."""
         self.about = {
@@ -91,9 +97,22 @@ class Run:
             'n_parameters': sum(v.numel() for v in utils.trainable(params)),
             'num_classes': len(classes),
             'classes': classes,
+            'data_crc32': self.facts['data'],
+            'teacher_crc32': self.facts['teacher'] or None,
             **more,
+            'machine': devices.processor(),
+            'device_name': devices.device_name(device),
             'torch': torch.__version__,
         }
+
+    def start_epoch(self) -> None:
+        """Start the clock of an epoch, with the time of an interrupted part of it."""
+        before = self.checkpoint['train_time'] if self.checkpoint and self.step else 0.0
+        self.started = time.monotonic() - before
+
+    def train_time(self) -> float:
+        """The seconds of the epoch so far; 0 if none was started."""
+        return time.monotonic() - self.started if self.started else 0.0
 
     @contextlib.contextmanager
     def opened(self):
@@ -104,7 +123,9 @@ class Run:
         opt = self.opt
         with contextlib.ExitStack() as stack:
             folder = open_folder(opt.save, self.checkpoint, self.here)
-            ranks.all_or_none(lambda: stack.enter_context(folder) if ranks.rank() == 0 else None)
+            self.lock = ranks.all_or_none(
+                lambda: stack.enter_context(folder) if ranks.rank() == 0 else None
+            )
             if opt.tensorboard and ranks.rank() == 0:
                 self.curves = logs.open_curves(opt.save, self.log)
             try:
@@ -128,10 +149,27 @@ class Run:
             'epoch': self.epoch,
             'step': step,
             'sums': list(sums),
+            'train_time': self.train_time() if step else 0.0,
             'options': self.options,
             'log': self.log,
             'facts': self.facts,
         }
+
+    def check_folder(self) -> None:
+        """Raise UserError if --save is no longer the folder that the run holds. Call it on every
+        rank."""
+        if ranks.rank() == 0:
+            try:
+                moved = not os.path.samestat(os.fstat(self.lock), os.stat(self.opt.save))
+            except OSError:
+                moved = True
+        if ranks.broadcast(ranks.rank() == 0 and moved):
+            ranks.end_all(
+                UserError(
+                    f'--save {self.opt.save}: was moved or replaced while the run was training. '
+                    f'Nothing was written there; where it is now, it stands {self.progress}'
+                )
+            )
 
     def end_epoch(self, stats: dict, times: dict, params: dict, optimizer) -> None:
         """Append an epoch to the log, write all files and print a line. Call it on every rank.
@@ -148,6 +186,7 @@ class Run:
         record = self.options | {'epoch': epoch} | stats | self.about | times
         self.epoch, self.step = epoch, 0
         self.log.append(logs.json_stats(record))
+        self.check_folder()
         if ranks.rank() == 0:
             save_run(self.opt.save, self.make_checkpoint(params, optimizer))
             if self.curves:
@@ -167,7 +206,6 @@ def begin(opt, given: set, parser, complete) -> Run | None:
     """
     opt, checkpoint, folder = find_checkpoint(opt, given, parser, complete)
     opt = complete(opt, given)
-    check_writable(opt.save)
     here = checkpoint is not None and os.path.realpath(folder) == os.path.realpath(opt.save)
     if holds_run(opt.save) and not here:
         raise UserError(
@@ -178,6 +216,7 @@ def begin(opt, given: set, parser, complete) -> Run | None:
         with open_folder(opt.save, checkpoint):
             print(f'{opt.save}: finished, {checkpoint["epoch"]} of {opt.epochs} epochs are done')
         return None
+    check_writable(opt.save)  # a finished run may lie on a read-only disk
     print(f'run folder: {opt.save}')
     if opt.beta and not checkpoint and 'beta' not in given:
         print('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
@@ -243,12 +282,13 @@ def open_folder(folder, checkpoint: dict | None, here: bool = True):
                 '--resume goes on with its run'
             )
         for half in Path(folder).glob('.*.part'):
-            half.unlink()
+            with contextlib.suppress(OSError):  # a finished run may lie on a read-only disk
+                half.unlink()
         if checkpoint:
             if not here:
                 save_checkpoint(folder, checkpoint)
             sync_folder(folder, checkpoint)
-        yield
+        yield lock
     finally:
         os.close(lock)
 
@@ -298,6 +338,7 @@ CHECKPOINT_TYPES = {
     'epoch': int,  # epochs done
     'step': int,  # steps done of the next epoch
     'sums': list,  # of that epoch's terms so far
+    'train_time': float,  # seconds of that epoch so far
     'options': dict,
     'log': list,  # the lines of log.txt
     'facts': dict,  # checksums of data and teacher, the teacher's accuracy, broken images
@@ -318,6 +359,7 @@ def load_checkpoint(path) -> dict:
             raise UserError(f'--resume: {path}: damaged, its checksums are wrong')
     if isinstance(checkpoint, dict):
         checkpoint.setdefault('adapters', {})  # the first runs had none
+        checkpoint.setdefault('train_time', 0.0)  # nor this
     for key, kind in CHECKPOINT_TYPES.items():
         if not isinstance(checkpoint, dict) or type(checkpoint.get(key)) is not kind:
             raise UserError(

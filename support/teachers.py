@@ -1,18 +1,67 @@
 """Nets from files in use: a teacher, its classes, its test and warnings; the end of --evaluate."""
 
 import math
+import os
 import sys
+from collections.abc import Callable
 
 import torch
 
 import data
 import resnet
-from support import ranks
+from support import ranks, runs
 from support.devices import multiply_adds
 from support.logs import class_names, json_stats
 from support.program import UserError, listing
 from support.weights import Net, checksum
 from utils import is_statistic
+
+
+def load_teacher(run: runs.Run, option: str, load: Callable) -> Net | None:
+    """The net of `option`, 'teacher_id' or 'teacher_params', None without one. load(path) -> Net.
+
+    A resumed run takes the first net whose weights are as before: at the path given now, or at the
+    stored path as seen from the current folder, from the one that the run was started in, or from
+    --save, if the teacher has moved along with it. Raises UserError that names the paths tried.
+    """
+    path = getattr(run.opt, option)
+    if not path or not run.checkpoint:
+        return load(path) if path else None
+    stored, facts = run.checkpoint['options'], run.checkpoint['facts']
+    started, old = facts.get('folder', ''), stored[option]
+    beside = os.path.relpath(old, stored.get('save') or '.')
+    places = [path, old, *(os.path.join(started, logs, old) for logs in ('', 'logs'))]
+    places.append(os.path.normpath(os.path.join(run.opt.save, beside)))
+    places = list(dict.fromkeys(places))
+    for place in places:
+        try:
+            net = load(place)
+        except UserError:  # it is not there
+            continue
+        if checksum(net.params.values()) == facts.get('teacher'):
+            run.options[option] = place
+            return net
+    raise UserError(
+        f'--resume: no teacher here has the weights that this run began with; tried '
+        f'{listing(places)}. Give its path now, --{option}'
+    )
+
+
+def warn_of_training(source: str, records: list, validate: int = 0, dataset: str = '') -> None:
+    """Print a warning if the teacher's log says that its training was cut off, or that it has
+    trained on the images that --validate holds out of `dataset`."""
+    last = records[-1] if records else {}
+    epoch, epochs = (last.get(name) for name in ('epoch', 'epochs'))
+    if type(epoch) is type(epochs) is int and epoch < epochs:
+        text = f'has stopped at epoch {epoch} of {epochs}'
+        ranks.print_first(f'warning: teacher {source} {text}', sys.stderr)
+    held_out = last.get('validate', 0)
+    if type(held_out) is int and held_out < validate and last.get('dataset') == dataset:
+        ranks.print_first(
+            f'warning: teacher {source} was trained on images that --validate {validate} holds '
+            f'out, so that results on them mean little: train it with --validate {validate} too',
+            sys.stderr,
+        )
 
 
 def same_classes(params: dict, records: list, classes: list) -> bool:

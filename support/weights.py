@@ -162,7 +162,13 @@ def save_params(path, params: dict) -> None:
     float32."""
     wider = {k: wide(v) if v.dtype == torch.bfloat16 else v for k, v in params.items()}
     arrays = {k: v.detach().cpu().contiguous().numpy() for k, v in wider.items()}
-    write_atomically(path, lambda temporary: hickle.dump(arrays, str(temporary), mode='w'))
+
+    def write(temporary):
+        # The run folder is locked; without locks on its disk HDF5 would refuse.
+        with h5py.File(temporary, 'w', locking=False) as file:
+            hickle.dump(arrays, file)
+
+    write_atomically(path, write)
 
 
 def load_params(path) -> dict:
@@ -282,7 +288,7 @@ def _read_safetensors(path):
 
 
 def _read_hkl(path):
-    with reading(path), h5py.File(path, 'r') as h:
+    with reading(path), h5py.File(path, 'r', locking=False) as h:
         # hickle 4 and 5 store their version as a string of variable length, on which HDF5 can hang
         # in a damaged file. Only hickle 4 sets base_type on its dict.
         if 'HICKLE_VERSION' in h.attrs:

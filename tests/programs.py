@@ -36,5 +36,5 @@ def _become(words, cwd, printed, environment):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     os.environ.update(environment)
     os.chdir(cwd)
-    sys.argv, sys.path[0] = words, str(ROOT)
+    sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
     runpy.run_path(words[0], run_name='__main__')

@@ -1,6 +1,7 @@
 """cifar.py as its users meet it: commands, run folders, kills, mistakes. Every run is real, and
 tiny."""
 
+import argparse
 import json
 import math
 import os
@@ -644,7 +645,7 @@ def test_two_processes_do_not_train_in_one_folder(home):
 
 
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_epoch(home, tmp_path, monkeypatch, capsys):
-    """The disk is full from the third checkpoint on. scripts/kill.py tries a real, small disk."""
+    """The disk is full from the third checkpoint on. scripts/reliability.py fills a real one."""
     monkeypatch.chdir(home)
     fsync, epochs = os.fsync, []
 
@@ -1009,6 +1010,41 @@ def test_broken_data_is_named(home, tmp_path, capsys, monkeypatch):
         assert named in in_process(home, ['--dataroot', str(root)], capsys, monkeypatch)
     nowhere = ['--dataroot', tmp_path / 'nowhere']
     assert 'nowhere' in in_process(home, nowhere, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    'case',
+    [  # side, options, a batch size that works
+        (4, '--batch_size 10', 11),
+        (4, '--batch_size 1', 3),  # 21 images: 2 leave one image too
+        (1, '--batch_size 12 --validate 8', 13),
+        (4, '--batch_size 4 --net nin --depth 10 --width 4', 6),
+    ],
+)
+def test_a_last_batch_of_one_tiny_image_is_refused_with_a_size_that_works(
+    home, tmp_path, capsys, monkeypatch, case
+):
+    size, options, good = case
+    root = make_images(tmp_path / 'tiny', per_class=7, size=size)
+    options = ['--dataroot', root, '--randomcrop_pad 0', options]
+    error = in_process(home, options, capsys, monkeypatch)
+    assert error.endswith(f'use --batch_size {good}\n')
+
+
+def test_batches_of_one_image_train_if_batch_norm_has_more_values():
+    def check(net, size, n=3, **options):
+        opt = argparse.Namespace(**{'batch_size': 1, 'epochs': 1, 'ngpu': 1} | options)
+        cifar.check_batches(opt, *net, torch.zeros(n, size, size, 3, dtype=torch.uint8))
+
+    wrn, plain = resnet.wrn(10, 0.5, 3), nin.nin(4, 3, bn=False, pool_relu=False)
+    check(wrn, 5)
+    check(plain, 1)
+    check(wrn, 1, epochs=0)
+    check(wrn, 1, batch_size=2, n=4)
+    check(wrn, 1, batch_size=4, n=8, ngpu=2)
+    for n, batch_size, ngpu in (3, 2, 1), (1, 8, 1), (8, 2, 2):
+        with pytest.raises(UserError, match=f'--batch_size {batch_size}: the last batch'):
+            check(wrn, 4, n, batch_size=batch_size, ngpu=ngpu)
 
 
 def test_other_data_or_another_teacher_cannot_go_on(home, tmp_path, capsys, monkeypatch):

@@ -1,11 +1,45 @@
-"""support/files.py: a failed or interrupted write keeps the old file."""
+"""support/files.py: a failed or interrupted write keeps the old file; disks without fsync or locks
+are warned of."""
 
+import errno
 import os
+import stat
 
+import h5py
 import pytest
+import torch
 
-from support import files
+import cifar
+from samples import words
+from support import files, program, weights
 from support.program import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_warning_yet(monkeypatch):
+    monkeypatch.setattr(program, 'warned', set())
+
+
+def failing_fsync(monkeypatch, number, folders):
+    """Let fsync of folders, or of files, fail with that errno."""
+    fsync = os.fsync
+
+    def fail(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode) == folders:
+            raise OSError(number, os.strerror(number))
+        fsync(fd)
+
+    monkeypatch.setattr(os, 'fsync', fail)
+
+
+def failing_flock(monkeypatch, number):
+    def fail(fd, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.fcntl, 'flock', fail)
+
+
+# ------------------------ the old file is kept
 
 
 @pytest.mark.parametrize(
@@ -53,6 +87,90 @@ def test_a_folder_that_is_gone_is_said(tmp_path):
         files.write_text(tmp_path / 'gone' / 'log.txt', 'x')
 
 
+def test_text_is_utf_8_whatever_the_locale(tmp_path):
+    files.write_text(tmp_path / 'log.txt', '猫\udce9\n')
+    assert (tmp_path / 'log.txt').read_bytes() == '猫'.encode() + b'\xe9\n'
+
+
+# ------------------------ disks without fsync
+
+
+@pytest.mark.parametrize('folders', [True, False])
+@pytest.mark.parametrize('number', sorted(files.NO_FSYNC))
+def test_without_fsync_files_are_written_with_one_warning(
+    number, folders, tmp_path, monkeypatch, capsys
+):
+    failing_fsync(monkeypatch, number, folders)
+    for text in 'old', 'new':
+        files.write_text(tmp_path / 'log.txt', text)
+    assert (tmp_path / 'log.txt').read_text() == 'new'
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert os.strerror(number) in warning and 'a power cut may lose' in warning
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_file_that_cannot_be_flushed_is_an_error_and_the_old_one_is_kept(
+    number, tmp_path, monkeypatch
+):
+    files.write_text(tmp_path / 'log.txt', 'old')
+    failing_fsync(monkeypatch, number, folders=False)
+    with pytest.raises(UserError, match=f'{os.strerror(number)}; what was there is kept') as e:
+        files.write_text(tmp_path / 'log.txt', 'new')
+    assert e.value.status == 1
+    assert (tmp_path / 'log.txt').read_text() == 'old' and os.listdir(tmp_path) == ['log.txt']
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.ENOSPC])
+def test_a_folder_that_cannot_be_flushed_holds_the_new_file(number, tmp_path, monkeypatch, capsys):
+    files.write_text(tmp_path / 'log.txt', 'old')
+    failing_fsync(monkeypatch, number, folders=True)
+    files.write_text(tmp_path / 'log.txt', 'new')
+    assert (tmp_path / 'log.txt').read_text() == 'new'
+    warning = capsys.readouterr().err
+    assert 'log.txt: written, but a power cut may lose it' in warning and 'kept' not in warning
+
+
+def test_files_are_flushed_through_a_descriptor_that_can_write(tmp_path, monkeypatch):
+    modes = []
+
+    def fsync(fd):
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            modes.append(files.fcntl.fcntl(fd, files.fcntl.F_GETFL) & os.O_ACCMODE)
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    files.write_text(tmp_path / 'log.txt', 'x')
+    assert modes == [os.O_RDWR]
+
+
+# ------------------------ locks and folders
+
+
+def test_a_folder_is_locked_until_its_descriptor_is_closed(tmp_path):
+    lock = files.lock_folder(tmp_path)
+    with pytest.raises(BlockingIOError):
+        files.lock_folder(tmp_path)
+    os.close(lock)
+    os.close(files.lock_folder(tmp_path))
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'number', [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF]
+)
+def test_without_locks_the_run_goes_on_with_one_warning(number, tmp_path, monkeypatch, capsys):
+    failing_flock(monkeypatch, number)
+    for _ in range(2):
+        os.close(files.lock_folder(tmp_path))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert os.strerror(number) in warning and 'no second process' in warning
+
+
+def test_without_the_module_of_locks_the_run_goes_on_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, 'fcntl', None)  # as on Windows
+    os.close(files.lock_folder(tmp_path))
+    assert 'no locks' in capsys.readouterr().err
+
+
 def test_a_folder_to_write_in_is_checked_without_making_it(tmp_path):
     files.check_writable(tmp_path / 'a' / 'b')
     assert not list(tmp_path.iterdir())
@@ -63,3 +181,60 @@ def test_a_folder_to_write_in_is_checked_without_making_it(tmp_path):
     for path in tmp_path / 'file', tmp_path / 'file' / 'b', tmp_path / 'dangling':
         with pytest.raises(UserError, match='is not a folder'):
             files.check_writable(path)
+
+
+# ------------------------ whole runs
+
+
+RUN = words('--dataset shapes --epochs 0 --depth 10 --nthread 1 --save')
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """train(*options): the exit status of a run of cifar.py in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('sys.argv', ['cifar.py'])
+    return lambda *options: program.call_main(cifar.main, options)
+
+
+def test_a_run_on_a_disk_without_fsync_and_locks_writes_its_files(
+    tmp_path, train, monkeypatch, capsys
+):
+    failing_fsync(monkeypatch, errno.EINVAL, folders=True)
+    failing_flock(monkeypatch, errno.ENOTSUP)
+    assert train(*RUN, 'run') == 0
+    assert sorted(os.listdir(tmp_path / 'run')) == ['checkpoint.pt', 'log.txt', 'model.hkl']
+    warnings = [v for v in capsys.readouterr().err.splitlines() if 'this disk' in v]
+    assert len(warnings) == 2
+
+
+def test_hdf5_needs_no_locks_either(tmp_path, monkeypatch):
+    """HDF5 refuses to open a file whose disk has none, unless told not to lock."""
+    locking, start = [], h5py.File.__init__
+
+    def record(file, name, *arguments, **options):
+        if isinstance(name, os.PathLike):
+            locking.append(options.get('locking'))
+        start(file, name, *arguments, **options)
+
+    monkeypatch.setattr(h5py.File, '__init__', record)
+    weights.save_params(tmp_path / 'a.hkl', {'conv0': torch.ones(2)})
+    weights.load_params(tmp_path / 'a.hkl')
+    assert locking == [False, False]
+
+
+def test_a_finished_run_on_a_read_only_disk_is_finished(tmp_path, train, monkeypatch, capsys):
+    assert train(*RUN, 'run') == 0
+    (tmp_path / 'run/.log.txt.part').touch()
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in 'unlink', 'replace', 'rename':
+        monkeypatch.setattr(os, name, read_only)
+    access = os.access
+    monkeypatch.setattr(os, 'access', lambda p, mode: not mode & os.W_OK and access(p, mode))
+    assert train(*RUN, 'run', '--resume') == 0
+    assert 'finished, 0 of 0 epochs' in capsys.readouterr().out
+    assert train('--save', 'run', '--resume', '--epochs', '1') == 2
+    assert 'cannot be written in' in capsys.readouterr().err

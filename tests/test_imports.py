@@ -13,7 +13,7 @@ LAYERS = [
     {'cifar', 'imagenet'},
     {'support'},
     {'resnet', 'nin', 'data'},
-    {'support.program', 'utils'},
+    {'support.program', 'images', 'utils'},
 ]
 # Each of these may import earlier ones only, directly or through other files.
 CHAIN = ['support.program', 'support.files', 'support.logs', 'support.weights', 'support.runs']

@@ -1,5 +1,7 @@
 """nin.py against torch.nn modules with the same weights."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -126,3 +128,12 @@ def test_a_damaged_nin_is_refused_by_name(tmp_path):
 def test_widths_that_are_no_number_of_channels_are_refused(width):
     with pytest.raises(UserError, match='width'):
         nin.nin(width, 10)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 2), (4, 4), (1, 9), (2, 800)])
+def test_pooling_leaves_no_map_empty(size):
+    f, params = nin.nin(4, 3)
+    logits, groups = f(torch.randn(2, 3, *size), params, True)
+    logits.sum().backward()
+    for g, group in enumerate(groups):
+        assert group.shape[2:] == tuple(math.ceil(n / 2**g) for n in size)

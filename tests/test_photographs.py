@@ -1,7 +1,13 @@
 """support/photographs.py against torchvision's transforms and PIL's decoders."""
 
+import errno
 import math
+import os
 import re
+import subprocess
+import sys
+import zlib
+from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -13,7 +19,11 @@ from PIL import Image, ImageOps
 from torchvision import transforms
 
 import data
-from support import photographs
+import imagenet
+import images
+from programs import ROOT
+from samples import make_photographs, records_of, words
+from support import photographs, program
 from support.program import UserError
 
 
@@ -182,9 +192,9 @@ def test_batches_come_in_order_few_ahead_and_bring_their_errors():
 
     batches = [list(range(i, i + 20)) for i in range(0, 200, 20)]
     loaded = photographs.load_batches(iter(batches), view, 4, nthread=3, ahead=2)
-    for n, (batch, images) in enumerate(loaded):
-        assert batch == batches[n] and images.shape == (20, 4, 4, 3)
-        assert (images[:, 0, 0, 0] == torch.tensor(batch)).all()
+    for n, (batch, pixels) in enumerate(loaded):
+        assert batch == batches[n] and pixels.shape == (20, 4, 4, 3)
+        assert (pixels[:, 0, 0, 0] == torch.tensor(batch)).all()
         assert len(started) <= 20 * (n + 4)
     assert sorted(started) == list(range(200))
 
@@ -221,3 +231,187 @@ def test_broken_photographs_are_listed(tmp_path):
     files = [str(tmp_path / name) for name in ('good.jpg', 'cut.jpg', 'text.jpg', 'none.jpg')]
     faults = photographs.find_faults(files, 2)
     assert [fault and fault.split(':')[0] for fault in faults] == [None, *files[1:]]
+
+
+# ------------------------ extreme shapes
+
+
+@pytest.mark.parametrize(
+    'size', [(2, 8000), (8000, 2), (1, 20000), (3, 500), (4, 4), (1, 1), (5, 81)]
+)
+def test_long_and_tiny_images_are_viewed_in_bounded_memory(size, tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / 'a.png'), photograph(*size))
+    made, resize = [], photographs.resize
+
+    def watched(image, size):
+        made.append(size[0] * size[1])
+        return resize(image, size)
+
+    monkeypatch.setattr(photographs, 'resize', watched)
+    for i in range(8):
+        for view in photographs.train_view, photographs.plain_train_view:
+            assert view(tmp_path / 'a.png', 224, 0, 1, i).shape == (224, 224, 3)
+    assert photographs.centre_view(tmp_path / 'a.png', 224).shape == (224, 224, 3)
+    assert max(made) <= 256 * 256 * 16
+
+
+@pytest.mark.parametrize('size', [(20, 4000), (4000, 20), (7, 131), (9, 1000)])
+def test_the_crop_of_a_long_image_is_that_of_the_whole_resized(size, tmp_path, monkeypatch):
+    """Only what the crop shows is resized; resizing all of it gives the same pixels."""
+    cv2.imwrite(str(tmp_path / 'a.png'), photograph(*size))
+
+    def views():
+        yield photographs.centre_view(tmp_path / 'a.png', 56)
+        for i in range(12):
+            yield photographs.plain_train_view(tmp_path / 'a.png', 56, 0, 1, i)
+
+    parts = list(views())
+    monkeypatch.setattr(photographs, 'LONGEST', 10**6)
+    for part, whole in zip(parts, views()):
+        assert difference(part, whole) < 1.5
+
+
+# ------------------------ broken images
+
+
+def options(**changes):
+    return Namespace(**({'image_size': 64, 'nthread': 1, 'skip_broken': True} | changes))
+
+
+def view(file, i, out):
+    return photographs.centre_view(file, 64, out)
+
+
+def loaded(images, opt):
+    """The sum over an epoch of what the loader yields."""
+    cpu = torch.device('cpu')
+    part = photographs.Photographs({'a': images[::2], 'b': images[1::2]}, opt, cpu)
+    index = torch.arange(len(images)).split(50)
+    return part, sum(len(labels) for _, labels in part.batches(index, view))
+
+
+def with_broken(folder, n, broken):
+    """n files, of which the first `broken` lead nowhere. The others are one file."""
+    (folder / 'whole.jpg').write_bytes(jpeg_of(photograph(60, 70)))
+    for i in range(n):
+        (folder / f'{i:05d}.jpg').symlink_to('nowhere' if i < broken else 'whole.jpg')
+    return [str(folder / f'{i:05d}.jpg') for i in range(n)]
+
+
+@pytest.mark.parametrize('n, broken', [(40, 9), (1000, 10)])
+def test_some_broken_images_are_replaced(n, broken, tmp_path):
+    part, seen = loaded(with_broken(tmp_path, n, broken), options())
+    assert seen == n and len(part.broken) == broken
+    with pytest.raises(data.BrokenImage, match='cannot be read: No such file'):
+        loaded(part.files, options(skip_broken=False))
+
+
+@pytest.mark.parametrize('n, broken', [(40, 10), (1000, 11)])
+def test_more_than_one_per_cent_of_broken_images_stop_the_run(n, broken, tmp_path):
+    files = with_broken(tmp_path, n, broken)
+    with pytest.raises(UserError, match='--check_images') as e:
+        loaded(files, options())
+    assert e.value.status == 1 and not isinstance(e.value, data.BrokenImage)
+    assert f'of the {n} images in {tmp_path} are broken' in str(e.value)
+
+
+def test_an_image_counts_as_broken_once(tmp_path):
+    part, _ = loaded(files := with_broken(tmp_path, 40, 9), options())
+    for _ in range(3):
+        for _ in part.batches([torch.arange(len(files))], view):
+            pass
+    assert len(part.broken) == 9
+
+
+def test_check_images_agrees_with_skip_broken(tmp_path, capsys):
+    """Images that are missing, no files, or damaged."""
+    files = with_broken(tmp_path, 20, 3)
+    os.unlink(files[5]), os.mkfifo(files[5])
+    os.unlink(files[6])
+    Path(files[7]).unlink(), Path(files[7]).write_bytes(jpeg_of(photograph(60, 70))[:-50])
+    broken = [0, 1, 2, 5, 6, 7]
+    faults = photographs.find_faults(files, 1)
+    assert [i for i, fault in enumerate(faults) if fault] == broken
+    part, _ = loaded(files, options())
+    places = [files.index(part.files[i]) for i in part.broken]
+    assert sorted(places) == broken
+    sets = photographs.Sets(part, part)
+    with pytest.raises(UserError, match='12 images are broken'):
+        photographs.check_images(sets, options(skip_broken=False))
+    assert capsys.readouterr().err.count('cannot be read') == 10
+    photographs.check_images(sets, options())
+
+
+@pytest.mark.parametrize('code', [errno.EIO, errno.EMFILE])
+def test_a_failing_disk_stops_even_with_skip_broken(code, tmp_path, monkeypatch):
+    files = with_broken(tmp_path, 20, 0)
+    read = data.read_image
+
+    def fail(file):
+        if file == files[7]:
+            raise images.unreadable(file, OSError(code, os.strerror(code)))
+        return read(file)
+
+    monkeypatch.setattr(data, 'read_image', fail)
+    for run in (lambda: loaded(files, options())), (lambda: photographs.find_faults(files, 1)):
+        with pytest.raises(UserError, match=os.strerror(code)) as e:
+            run()
+        assert e.value.status == 1 and files[7] in str(e.value)
+
+
+def test_decoders_are_silent_while_photographs_are_loaded(tmp_path, capfd):
+    """libpng warns of a colour profile, libjpeg of bytes that it passes over."""
+    png = cv2.imencode('.png', photograph(60, 70))[1].tobytes()
+    body = b'iCCPx\0\0' + zlib.compress(b'no profile')
+    crc = zlib.crc32(body).to_bytes(4, 'big')
+    (tmp_path / '0.png').write_bytes(
+        png[:33] + (len(body) - 4).to_bytes(4, 'big') + body + crc + png[33:]
+    )
+    jpeg = jpeg_of(photograph(60, 70))
+    (tmp_path / '1.jpg').write_bytes(jpeg[:-2] + b'extraneous' + jpeg[-2:])
+    files = [str(tmp_path / name) for name in ('0.png', '1.jpg')]
+    for file in files:
+        photographs.centre_view(file, 64)
+    said = capfd.readouterr().err
+    assert 'libpng' in said and 'JPEG' in said, 'otherwise nothing is tested'
+    assert loaded(files, options())[1] == 2 and photographs.find_faults(files, 1) == [None] * 2
+    assert capfd.readouterr().err == ''
+    os.write(2, b'after')
+    assert capfd.readouterr().err == 'after'
+
+
+def test_a_bug_while_photographs_are_loaded_keeps_its_traceback(tmp_path):
+    """The loader is not closed before the program ends."""
+    script = tmp_path / 'script.py'
+    script.write_text(
+        f'import sys; sys.path.insert(0, {str(ROOT)!r})\n'
+        'from support import photographs, program\n'
+        'def main(argv):\n'
+        '    batches = photographs.load_batches([[1]] * 9, lambda *_: None, 4, 1)\n'
+        '    for _ in batches:\n'
+        '        raise KeyError("a bug")\n'
+        'program.call_main(main)\n'
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "KeyError: 'a bug'" in done.stderr, done
+    assert done.stderr.startswith('Traceback')
+
+
+def test_photographs_of_any_name_are_trained_on(tmp_path, capfd):
+    """Names in Latin-1, with control characters, and as long as a disk allows, of files and of
+    classes. The log can be read again."""
+    root = make_photographs(tmp_path / 'set', train=4, val=2)
+    names = [b'caf\xe9', b'new\nline\x1b[2J', b'n' * 250]
+    for split in b'train', b'val':
+        folder = os.fsencode(root) + b'/' + split
+        for old, new in zip((b'beach', b'city', b'wood'), names):
+            os.rename(folder + b'/' + old + b'/1.jpg', folder + b'/' + old + b'/' + new + b'.jpg')
+            os.rename(folder + b'/' + old, folder + b'/' + new)
+    argv = words('--epochs 1 --image_size 64 --batch_size 6 --width 0.125 --nthread 1')
+    argv += ['--imagenetpath', str(root), '--save', str(tmp_path / 'run')]
+    assert program.call_main(imagenet.main, argv) == 0
+    assert sorted(map(os.fsencode, records_of(tmp_path / 'run')[0]['classes'])) == sorted(names)
+    assert program.call_main(imagenet.main, [*argv[2:], '--epochs', '2', '--resume']) == 0
+    assert len(records_of(tmp_path / 'run')) == 2
+    printed = capfd.readouterr()
+    assert '\x1b' not in printed.out + printed.err and 'Traceback' not in printed.err

@@ -1,6 +1,7 @@
 """The tools that make folders of photographs out of published sets, on small trees in the published
 formats, against PIL."""
 
+import errno
 import fcntl
 import io
 import os
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))
 import prepare
 import prepare_cub
+import prepare_imagenet
 import prepare_scenes
 
 BIRDS = ['001.Black_footed_Albatross', '002.Laysan_Albatross']
@@ -475,3 +477,185 @@ def test_a_tool_runs_as_a_command_with_a_bar_only_on_a_terminal(
     for fd in ours, terminal, stderr:
         os.close(fd)
     assert 'checking' in shown and 'writing' in shown and '/8 [' in shown
+
+
+# ------------------------ prepare_imagenet.py
+
+WNIDS = ['n01751748', 'n01440764', 'n09193705']
+
+
+def make_flat(root, n=9):
+    """(flat folder, Kaggle's list, {file name: (class, bytes)}) as ILSVRC2012's are published."""
+    flat, lines, photographs = root / 'val', ['ImageId,PredictionString'], {}
+    flat.mkdir(parents=True)
+    for i in range(1, n + 1):
+        name, wnid = f'ILSVRC2012_val_{i:08d}', WNIDS[i % 3]
+        photographs[f'{name}.JPEG'] = wnid, os.urandom(20)
+        (flat / f'{name}.JPEG').write_bytes(photographs[f'{name}.JPEG'][1])
+        boxes = f'{wnid} 111 108 230 213 ' * (1 + i % 2)
+        lines.append(f'{name},{boxes}')
+    (root / 'LOC_val_solution.csv').write_text('\n'.join(lines) + '\n')
+    return flat, root / 'LOC_val_solution.csv', photographs
+
+
+def in_classes(photographs):
+    return {f'{wnid}/{name}': raw for name, (wnid, raw) in photographs.items()}
+
+
+def contents(folder):
+    """{path below folder: bytes} of all files, also through links."""
+    files = (f for f in Path(folder).rglob('*') if f.is_file())
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
+
+
+@pytest.mark.parametrize('form', ['kaggle', 'pairs', 'pairs without suffix', 'crlf'])
+def test_a_flat_folder_is_sorted_into_its_classes(form, tmp_path, capsys):
+    flat, labels, photographs = make_flat(tmp_path / 'set')
+    if form == 'crlf':
+        labels.write_bytes(b'\xef\xbb\xbf' + labels.read_bytes().replace(b'\n', b'\r\n'))
+    elif form != 'kaggle':
+        cut = -5 if 'without' in form else None
+        labels.write_text(''.join(f'{k[:cut]} {wnid}\n' for k, (wnid, _) in photographs.items()))
+    (flat / '.DS_Store').write_bytes(b'x')
+    (flat / 'readme.txt').write_bytes(b'y')
+    others = {'.DS_Store': b'x', 'readme.txt': b'y'}
+    assert run(prepare_imagenet, flat, labels) == 0
+    assert contents(flat) == in_classes(photographs) | others
+    assert '9 photographs sorted' in capsys.readouterr().out
+    before = tree(flat)
+    assert run(prepare_imagenet, flat, labels) == 0
+    assert tree(flat) == before and '9 were there already' in capsys.readouterr().out
+
+
+def test_links_leave_the_flat_folder_as_it_is(tmp_path, capsys, monkeypatch):
+    flat, labels, photographs = make_flat(tmp_path / 'set')
+    before, out = tree(flat), tmp_path / 'out'
+    monkeypatch.chdir(tmp_path)
+    for already in '', '9 were there already':
+        assert run(prepare_imagenet, 'set/val', labels, '--links', 'out') == 0
+        assert contents(out) == in_classes(photographs) and tree(flat) == before
+        assert already in capsys.readouterr().out
+    victim = out / next(iter(in_classes(photographs)))
+    victim.unlink(), victim.write_bytes(b'mine')
+    said = refused(capsys, tmp_path, prepare_imagenet, flat, labels, '--links', out)
+    assert f'{victim}: is there already' in said and victim.read_bytes() == b'mine'
+
+
+@pytest.mark.parametrize('call', ['link', 'unlink'])
+@pytest.mark.parametrize('after', [0, 4])
+@pytest.mark.parametrize('links', [False, True])
+def test_an_interrupted_move_loses_nothing_and_goes_on(call, after, links, tmp_path, monkeypatch):
+    """A crash before each system call; photographs may be links themselves."""
+    flat, labels, photographs = make_flat(tmp_path / 'set')
+    if links:
+        (tmp_path / 'set/store').mkdir()
+        for name in photographs:
+            (flat / name).rename(tmp_path / 'set/store' / name)
+            (flat / name).symlink_to(f'../store/{name}')
+    calls, function = [], 'symlink' if links and call == 'link' else call
+    real = getattr(os, function)
+
+    def crash(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(prepare_imagenet, flat, labels)
+    there = {Path(name).name: raw for name, raw in contents(flat).items()}
+    assert there == {name: raw for name, (_, raw) in photographs.items()}
+    assert run(prepare_imagenet, flat, labels) == 0
+    assert contents(flat) == in_classes(photographs)
+    assert run(prepare_imagenet, flat, labels) == 0
+
+
+def test_a_disk_without_hard_links_is_sorted_too(tmp_path, monkeypatch):
+    flat, labels, photographs = make_flat(tmp_path / 'set')
+
+    def link(*_, **__):
+        raise PermissionError(errno.EPERM, 'Operation not permitted')
+
+    monkeypatch.setattr(os, 'link', link)
+    assert run(prepare_imagenet, flat, labels) == 0
+    assert contents(flat) == in_classes(photographs)
+
+
+def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path, monkeypatch, capsys):
+    flat, labels, photographs = make_flat(tmp_path / 'set')
+
+    def link(source, target, **__):
+        raise OSError(errno.ENOSPC, 'No space left on device', source, None, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'link', link)
+        assert run(prepare_imagenet, flat, labels) == 1
+    assert 'No space left on device' in capsys.readouterr().err
+    assert contents(flat) == {name: raw for name, (_, raw) in photographs.items()}
+    assert run(prepare_imagenet, flat, labels) == 0
+
+
+@pytest.mark.parametrize('kind', ['file', 'link to the photograph', 'folder'])
+def test_what_has_the_new_name_already_is_not_overwritten(kind, tmp_path, capsys):
+    flat, labels, photographs = make_flat(tmp_path / 'set')
+    name, (wnid, raw) = list(photographs.items())[5]
+    target = flat / wnid / name
+    target.parent.mkdir()
+    if kind == 'file':
+        target.write_bytes(b'mine')
+    elif kind == 'folder':
+        target.mkdir()
+    else:
+        target.symlink_to(f'../{name}')  # moving would leave it leading to itself
+    said = refused(capsys, tmp_path, prepare_imagenet, flat, labels)
+    assert f'{target}: is there already' in said
+    assert (flat / name).read_bytes() == raw
+
+
+def test_lists_that_do_not_fit_are_refused_before_anything_is_moved(tmp_path, capsys):
+    flat, labels, _ = make_flat(tmp_path / 'set')
+    lines = labels.read_text().splitlines()
+
+    def said(*lines):
+        labels.write_text(''.join(f'{line}\n' for line in lines))
+        return refused(capsys, flat, prepare_imagenet, flat, labels)
+
+    assert '1 of 9 not in LABELS: ILSVRC2012_val_00000009.JPEG' in said(*lines[:-1])
+    assert 'lacks 1 of 10 listed: more' in said(*lines, 'more,n01440764 1 2 3 4')
+    assert 'line 11: ILSVRC2012_val_00000001 has another class' in said(
+        *lines, 'ILSVRC2012_val_00000001,n09193705 1 2 3 4'
+    )
+    for bad in 'words', 'a,', ',n01440764', 'a,../b 1 2', 'a,/etc 1', 'a/../b,n01440764':
+        assert 'line 11: ' in said(*lines, bad), bad
+    assert 'has no lines' in said()
+    assert 'LOC_val_solution.csv' in refused(
+        capsys, flat, prepare_imagenet, flat, tmp_path / 'missing.csv'
+    )
+    said = refused(capsys, tmp_path, prepare_imagenet, tmp_path / 'none', labels)
+    assert 'has no lines' in said
+
+
+def test_sorted_photographs_are_what_imagenet_reads(tmp_path, capsys):
+    flat, labels, photographs = make_flat(tmp_path / 'set')
+    for name in photographs:
+        photograph(flat / name, format='JPEG')
+        wnid = photographs[name][0]
+        photograph(tmp_path / 'set/train' / wnid / name, format='JPEG')
+    with pytest.raises(program.UserError, match='prepare_imagenet'):
+        data.scan_folder(tmp_path / 'set', '--imagenetpath', ('val', 'test'))
+    assert run(prepare_imagenet, flat, labels) == 0
+    train, val = data.scan_folder(tmp_path / 'set', '--imagenetpath', ('val', 'test'))
+    assert list(train) == list(val) == sorted(WNIDS) and sum(map(len, val.values())) == 9
+
+
+def test_scenes_with_control_characters_are_printed_on_one_line(tmp_path, capsys):
+    root, out = make_scenes(tmp_path / 'mit'), tmp_path / 'out\x1b[2J'
+    name = 'airport_inside/\x1b[2J caf\udce9.jpg'
+    (root / 'Images' / name).write_bytes(b'no image')
+    with open(root / 'TestImages.txt', 'ab') as file:
+        file.write(b'\n' + os.fsencode(name) + b'\n')
+    assert run(prepare_scenes, root, out, '--skip_broken') == 0
+    said = capsys.readouterr()
+    assert '\x1b' not in said.out + said.err and '\\x1b[2J caf\\xe9.jpg: broken' in said.err

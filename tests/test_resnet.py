@@ -10,6 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import resnet
 import utils
@@ -542,3 +545,122 @@ def test_affine_is_the_description_of_resnet_18_at(prefix):
         f'{k}.weight' if k.rsplit('.', 1)[-1].startswith('conv') else k: v for k, v in net.p.items()
     }
     assert torch.equal(resnet.from_params(weighted)(x, weighted, False)[0], logits)
+
+
+# ------------------------ strided 1x1 convolutions: a fault of oneDNN
+
+
+def is_faulty(weight, stride):
+    """Whether oneDNN writes past its memory for the weight gradient of this convolution, on some
+    CPU."""
+    return weight.shape[2:] == (1, 1) and max(stride) > 1 and weight.shape[1] < 16
+
+
+class BackwardCalls(TorchDispatchMode):
+    """Records (weight, stride) of each call of convolution_backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution_backward.default:
+            self.calls.append((args[2], args[4]))
+        return function(*args, **(kwargs or {}))
+
+
+def made(make, *arguments):
+    """(f, params) as training has them: placed by to_device, and read from their names."""
+    torch.manual_seed(0)
+    params = devices.to_device(make(*arguments), 'cpu')
+    for name, value in params.items():
+        value.requires_grad_(not utils.is_statistic(name))
+    return resnet.from_params(params), params
+
+
+def wrn_params(*arguments):
+    return resnet.wrn(*arguments, 3)[1]
+
+
+def resnet_params(*arguments):
+    return resnet.resnet(*arguments, 3)[1]
+
+
+def folded_params(*arguments):
+    return fold(resnet_params(*arguments))
+
+
+def affine_params(*widths):
+    return AffineNet((64, 64, *widths), 3).p
+
+
+NARROW = [
+    *[(wrn_params, 10, width) for width in (1 / 16, 0.25, 0.5, 0.75, 0.95, 1, 2)],
+    *[(resnet_params, 18, width) for width in (1 / 64, 1 / 16, 0.125, 0.2, 0.25)],
+    (resnet_params, 50, 1 / 64),
+    *[(folded_params, 18, width) for width in (1 / 64, 0.2)],
+    (affine_params, 4, 15, 20),
+    (affine_params, 12, 16, 7),
+]
+
+
+@pytest.mark.parametrize('twice', [False, True])
+@pytest.mark.parametrize('make, arguments', [(make, arguments) for make, *arguments in NARROW])
+def test_no_net_makes_the_faulty_call(make, arguments, twice):
+    f, params = made(make, *arguments)
+    x, targets = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    x = x.contiguous(memory_format=torch.channels_last)
+    with BackwardCalls() as recorded:
+        *_, J = utils.input_gradient(lambda x: f(x, params, True), x, targets, create_graph=twice)
+        loss = utils.min_l2_loss(J) if twice else f(x, params, True)[0].sum()
+        loss.backward()
+    assert recorded.calls and not any(is_faulty(*call) for call in recorded.calls)
+
+
+def test_a_shortcut_of_16_channels_keeps_its_strided_convolution():
+    f, params = made(wrn_params, 10, 1)
+    with BackwardCalls() as recorded:
+        f(torch.randn(2, 3, 32, 32), params, True)[0].sum().backward()
+    strided = [w.shape[1] for w, stride in recorded.calls if w.shape[2] == 1 and max(stride) > 1]
+    assert strided == [32, 16]
+
+
+@pytest.mark.parametrize('make, arguments', [(wrn_params, (10, 0.75)), (resnet_params, (18, 0.2))])
+def test_no_compiled_net_makes_the_faulty_call(make, arguments):
+    f, params = made(make, *arguments)
+    calls = []
+
+    def record(graph, _):
+        for node in graph.graph.nodes:
+            if node.target is torch.ops.aten.convolution_backward.default:
+                calls.append((node.args[2].meta['val'], node.args[4]))
+        return make_boxed_func(graph)
+
+    def loss(x):
+        return f(x, params, True)[0].sum()
+
+    compiled = torch.compile(loss, backend=aot_autograd(fw_compiler=record), dynamic=False)
+    compiled(torch.randn(2, 3, 64, 64)).backward()
+    assert len(calls) > 8 and not any(is_faulty(*call) for call in calls)
+
+
+# ------------------------ small images
+
+
+@pytest.mark.parametrize('size', [(1, 1), (4, 4), (1, 9), (2, 800)])
+def test_images_of_any_size_train(size):
+    f, params = made(wrn_params, 10, 0.5)
+    logits, groups = f(torch.randn(2, 3, *size), params, True)
+    logits.sum().backward()
+    for g, group in enumerate(groups):
+        assert group.shape[2:] == tuple(math.ceil(n / 2**g) for n in size)
+
+
+def test_the_smallest_photograph_of_a_batch_of_one_trains():
+    """imagenet.py takes --image_size 33 and more: batch norm needs two values a channel."""
+    f, params = made(resnet_params, 18, 0.125)
+    logits, groups = f(torch.randn(1, 3, 33, 33), params, True)
+    logits.sum().backward()
+    assert groups[-1].shape[2:] == (2, 2)
+    with pytest.raises(ValueError, match='more than 1 value per channel'):
+        f(torch.randn(1, 3, 32, 32), params, True)
