@@ -1,5 +1,6 @@
 """What attention.py and agreement.py share: mapping functions, nets with labels, test images."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -108,7 +109,8 @@ class Source(NamedTuple):
 def find_source(opt, net):
     """The Source that the options name; what they leave open is as in the run of `net`.
 
-    Raises UserError if the run's folder of images is missing.
+    The folder of another data set, or one that is not here, is not used. Raises UserError if the
+    run's folder of images is missing.
     """
     run, weights = net.first_record(), f'--weights {opt.weights[0]}'
     if not opt.dataset and 'dataset' not in run and 'imagenetpath' in run:
@@ -116,12 +118,14 @@ def find_source(opt, net):
     else:
         dataset = opt.dataset or (run['dataset'] if run.get('dataset') in DATASETS else 'shapes')
         name, kind = 'dataroot', 'images'
-    logged = run.get(name)
+    logged = run.get(name) if dataset in ('photographs', run.get('dataset')) else None
     if opt.dataroot or not isinstance(logged, str):
         return Source(dataset, opt.dataroot or '.', '--dataroot')
     source = Source(dataset, logged, f'{weights}: its --{name}')
     if source.is_folder():
         check_logged_folder(weights, kind, logged, 'another set, --dataset')
+    elif not os.path.isdir(logged):
+        return Source(dataset, '.', '--dataroot')
     return source
 
 

@@ -21,7 +21,7 @@ case ${1:-} in
   -h | --help)
     for file in "$0" "${BASH_SOURCE[0]}"; do
       [ "$file" = "$0" ] || echo
-      sed -n '2,/^[^#]/{/^# shellcheck/d;s/^# \{0,1\}//p;}' "$file"
+      sed -n '2,${/^#/!q;/^# shellcheck/d;s/^# \{0,1\}//p;}' "$file"
     done
     exit
     ;;
@@ -48,7 +48,7 @@ run_list() {
   export SEEDS EPOCHS LOGS DATAROOT=${DATAROOT:-$HOME/data} CALLER=$PWD
   # A dry run finds mistakes in the environment before anything is installed.
   DRY_RUN=1 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-  find_python
+  find_python "${VENV:-.venv}/bin/python" # the standard library is enough here
   if [ -z "${DRY_RUN:-}" ]; then
     DRY_RUN=1 "$python" scripts/run_list.py "$0" <<< "$list" > /dev/null
     . scripts/setup.sh

@@ -7,7 +7,7 @@
 #   DRY_RUN=1           nothing is made or installed, for scripts that then print their commands alone
 
 case ${VENV:-/} in /*) ;; *) VENV=$PWD/$VENV ;; esac
-case ${PYTHON:-} in */*) PYTHON=$(cd "$(dirname "$PYTHON")" 2> /dev/null && pwd)/$(basename "$PYTHON") ;; esac
+case ${PYTHON:-} in /*) ;; */*) PYTHON=$PWD/$PYTHON ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 complain() {
@@ -28,9 +28,9 @@ say() {
 # call_python WORDS...: the Python of VENV_PYTHON; with DRY_RUN the command alone.
 call_python() { if [ -n "${DRY_RUN:-}" ]; then say python "$@"; else "$VENV_PYTHON" "$@"; fi; }
 
-# Sets `python` to a Python of 3.10 or newer, with the standard library at least.
+# find_python OTHERS...: sets `python` to $PYTHON, or else one of the others, if it is 3.10 or newer.
 find_python() {
-  for python in "${PYTHON:-python3}" ${VENV:+"$VENV/bin/python"}; do
+  for python in "${PYTHON:-python3}" "$@"; do
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null && return
   done
   python=${PYTHON:-python3}

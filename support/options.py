@@ -397,7 +397,10 @@ def run_name(parts: list, said: set, opt, parser, published: tuple[list, int]) -
             value = f'{value:g}'
         parts.append(name if value is True else f'{name}{value}')
     name = '_'.join([*parts, f'seed{opt.seed}']).replace('/', '-')
-    return name if len(name) <= 200 else f'{name[:190]}_{zlib.crc32(name.encode()):08x}'
+    raw = name.encode(errors='surrogateescape')  # a disk counts bytes
+    if len(raw) <= 200:
+        return name
+    return f'{raw[:190].decode(errors="ignore")}_{zlib.crc32(raw):08x}'
 
 
 def without_suffix(path: str) -> str:

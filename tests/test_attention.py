@@ -18,6 +18,7 @@ from support import logs, weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'scripts'))
 import attention
+import attention_nets
 from attention_nets import LabelledNet, Source
 from attention_page import GREEN, GREY, RED, overlay, shrink
 
@@ -325,3 +326,15 @@ def test_names_of_any_bytes_and_script_are_drawn(nets, tmp_path, capfd):
     attention.main(['--weights', str(nets[0]), '--images', str(folder), '--save', save])
     picture(save)
     assert not capfd.readouterr().err
+
+
+def test_a_logged_folder_is_used_only_if_it_is_here(tmp_path):
+    def root(dataset, *given, folder='/stranger/data'):
+        records = [{'dataset': dataset, 'dataroot': folder}]
+        opt, _ = attention.parser.parse(['--weights', 'x', *given])
+        return attention_nets.find_source(opt, LabelledNet('x', None, {}, records)).root
+
+    here = str(tmp_path)
+    assert root('CIFAR10') == '.' and root('CIFAR10', folder=here) == here
+    assert root('folder', '--dataset', 'CIFAR10', folder=here) == '.', 'nothing is downloaded there'
+    assert root('CIFAR10', '--dataroot', 'mine') == 'mine'

@@ -1,11 +1,13 @@
 """support/options.py: the parser, its argument types, and the options of a resumed run."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cifar
 from samples import a_parser
 from support import options
 from support.program import UserError
@@ -151,3 +153,14 @@ def test_compile_can_be_switched_off_again():
     opt, given = parser.parse(['--no-compile'])
     opt = options.continue_options(opt, given, {'compile': True, 'tensorboard': True}, parser)
     assert opt.compile is False and opt.tensorboard is True
+
+
+@pytest.mark.parametrize('teacher', ['注意力' * 40, 'a' * 500, 'caf\udce9' * 60])
+def test_a_default_name_fits_on_disk_in_any_script(teacher, tmp_path):
+    opt, names = cifar.parser.parse(['--teacher_id', teacher, '--beta', '1'])
+    name = Path(cifar.complete(opt, names).save).name
+    raw = name.encode(errors='surrogateescape')
+    assert len(raw) <= 200 and name.startswith(f'CIFAR10_wrn-16-1_{teacher[:3]}')
+    (tmp_path / name).mkdir()
+    other, names = cifar.parser.parse(['--teacher_id', teacher + 'x', '--beta', '1'])
+    assert Path(cifar.complete(other, names).save).name != name
