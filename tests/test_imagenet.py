@@ -560,3 +560,13 @@ def test_the_published_command_parses():
     assert (opt.batch_size, opt.weight_decay) == (256, 1e-4)
     assert opt.at_groups == [0, 1, 2, 3] and opt.at_start == 1 and opt.beta == 1000
     assert opt.train_crop == 'resized'
+
+
+def test_two_processes_count_the_broken_images_of_both(home, tmp_path):
+    shutil.copytree(home / 'set', tmp_path / 'broken')
+    for files in sorted((tmp_path / 'broken/val').iterdir()):
+        sorted(files.iterdir())[0].write_bytes(b'broken')  # images 0, n, 2 n of 3 n
+    options = f'--imagenetpath {tmp_path}/broken --evaluate teacher.hkl --skip_broken'
+    records = [evaluated(command(home, options, processes=n).stdout) for n in (1, 2)]
+    assert [record['broken_images'] for record in records] == [3, 3]
+    assert records[0]['test_acc'] == records[1]['test_acc']

@@ -211,7 +211,8 @@ def launched(launcher, *command, cwd):
     )
     # torchrun ends in a traceback of its own.
     errors = [v for v in done.stderr.splitlines() if '.py, rank' in v or '.py: ' in v]
-    own = [v for v in done.stderr.splitlines() if f'File "{ROOT}' in v]
+    ours = f'File "{ROOT}'  # not the .venv in it
+    own = [v for v in done.stderr.splitlines() if ours in v and 'site-packages' not in v]
     return done, [v for v in errors if v[:1] not in 'EIW'] + own
 
 

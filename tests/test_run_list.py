@@ -97,7 +97,7 @@ def test_a_stop_does_not_wait_for_the_test_of_a_net(fake, tmp_path):
     weights = tmp_path / 'a.hkl'
     weights.touch()
     given |= {'IMAGENET': str(tmp_path), 'SEEDS': '0', 'TEACHER_PARAMS': str(weights)}
-    begun = start('table5', **given, PAUSE='30')
+    begun = start('table5', **given, PAUSE='8')
     until(calls)
     time.sleep(0.2)  # its trap stands
     begun.send_signal(signal.SIGTERM)
