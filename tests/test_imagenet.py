@@ -565,7 +565,7 @@ def test_the_published_command_parses():
 def test_two_processes_count_the_broken_images_of_both(home, tmp_path):
     shutil.copytree(home / 'set', tmp_path / 'broken')
     for files in sorted((tmp_path / 'broken/val').iterdir()):
-        sorted(files.iterdir())[0].write_bytes(b'broken')  # images 0, n, 2 n of 3 n
+        min(files.iterdir()).write_bytes(b'broken')  # images 0, n, 2 n of 3 n
     options = f'--imagenetpath {tmp_path}/broken --evaluate teacher.hkl --skip_broken'
     records = [evaluated(command(home, options, processes=n).stdout) for n in (1, 2)]
     assert [record['broken_images'] for record in records] == [3, 3]
