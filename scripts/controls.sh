@@ -14,7 +14,7 @@ SEEDS=${SEEDS-0 1 2 3 4}
 EPOCHS=${EPOCHS:-200}
 LOGS=${LOGS:-logs/epochs$EPOCHS}
 
-# A WRN-16-1 learns from that of the next seed, which saw the images in another order.
+# Each WRN-16-1 learns from the WRN-16-1 of the next seed, which saw the images in another order.
 run_list <<'RUNS'
 cifar = cifar.py --dataset CIFAR10
 student = $cifar --epochs $EPOCHS --depth 16 --width 1

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from support import program
-from support.files import lock_folder
+from support.files import lock_folder, write_text
 from support.program import Stopped, UserError
 from table_list import Plan, read_environment, read_list
 
@@ -157,9 +157,7 @@ class Runner:
         if not file.is_file() or not file.stat().st_size:
             words = ['scripts/summarize.py', 'controls', self.logs, '--equal_time']
             measured = self.call([*words, self.env['EPOCHS']], stdout=subprocess.PIPE)
-            part = file.with_name(f'{file.name}.part')
-            part.write_text(measured)
-            part.replace(file)
+            write_text(file, measured)
         return run.with_equal_time(file.read_text().strip())
 
     def is_in_use(self, run):

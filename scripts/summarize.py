@@ -75,8 +75,7 @@ class Section(NamedTuple):
 
 def read_lists():
     """{table: list} of the scripts that end in a table."""
-    scripts = Path(__file__).parent.glob('*.sh')
-    lists = [read_script(path) for path in sorted(scripts) if "<<'RUNS'" in path.read_text()]
+    lists = map(read_script, sorted(Path(__file__).parent.glob('*.sh')))
     return {line.split()[1]: li for li in lists for line in li.last if line.startswith('summarize')}
 
 
@@ -209,7 +208,9 @@ class Table:
         compared = {row.stem for section in sections for row in section.rows[1:]}
         seeds = seeds_of(compared, logs) | set(opt.seeds or []) or seeds_of(stems, logs)
         self.runs = {stem: read_runs(stem, seeds, logs) for stem in stems}
-        self.kept = {stem: split(runs)[0] for stem, runs in self.runs.items()}
+        parts = {stem: split(runs) for stem, runs in self.runs.items()}
+        self.kept = {stem: kept for stem, (kept, _) in parts.items()}
+        self.odd = {stem: lines for stem, (_, lines) in parts.items()}  # a line for each odd run
         only = opt.only or os.environ.get('ONLY', '')
         names = {s: [run.name for run in self.runs[s]] or [f'{s}_seed0'] for s in stems}
         self.rows = [s for s in names if any(is_chosen(name, only) for name in names[s])]
@@ -233,7 +234,7 @@ class Table:
 
     def gain(self, row, section):
         """As `gain`, between runs of one schedule."""
-        if row == section.rows[0] or row.label.startswith('teacher'):
+        if row == section.rows[0] or row.label == 'teacher':
             return None
         apart = [seed for seed, _ in self.strangers(row, section)]
         values = {s: v for s, v in self.values(row, section).items() if s not in apart}
@@ -332,7 +333,7 @@ class Table:
         return list(lines)
 
     def left_out(self) -> list:
-        return [line for stem in self.rows for line in split(self.runs[stem])[1]]
+        return [line for stem in self.rows for line in self.odd[stem]]
 
     def unfinished(self) -> list:
         """A line for each row that lacks a run, with how far its unfinished ones are."""

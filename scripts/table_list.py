@@ -92,7 +92,7 @@ def read_list(text: str) -> List:
 
 
 def read_script(path) -> List:
-    """The list that stands in a table script."""
+    """The list that stands in a script; an empty one if it has none."""
     _, _, rest = Path(path).read_text().partition("<<'RUNS'\n")
     return read_list(rest.partition('\nRUNS\n')[0])
 

@@ -84,7 +84,7 @@ class Run:
         if not self.checkpoint:
             return
         load_optimizer(optimizer, self.checkpoint)
-        # The stored rate is not that of the next epoch if --epochs was 0.
+        # After --epochs 0 the stored rate is not the one of epoch 1.
         for group in optimizer.param_groups:
             group['lr'] = utils.learning_rate(self.epoch + 1, self.opt)
 

@@ -110,7 +110,7 @@ def test_one_rank_tells_its_mistake_and_all_end_with_its_status(both, which):
 
 def test_end_all_ends_all_with_the_message_of_one(both):
     done = both('end_all error')
-    assert [d.returncode for d in done] == [3, 2]  # that of the error, on the rank that tells it
+    assert [d.returncode for d in done] == [3, 2]  # the rank that prints ends with 2
     assert lines_of(done[0]) == [] and lines_of(done[1]) == ['rank.py, rank 1: error: the reason']
 
 
