@@ -210,11 +210,16 @@ class Nets(NamedTuple):
     params: dict  # of both and of the adapters: student.*, teacher.*, adapter.*
 
 
-def load_teacher(teacher_id: str) -> weights.Net:
-    """The net of --teacher_id: logs/ID, a run folder or a weights file."""
+def teacher_path(teacher_id: str) -> str:
+    """The path of --teacher_id: logs/ID, a run folder or a weights file."""
     path = os.path.join('logs', teacher_id)
-    path = path if os.path.exists(path) else teacher_id
-    if not os.path.exists(path):
+    return path if weights.exists(path) else teacher_id
+
+
+def load_teacher(teacher_id: str) -> weights.Net:
+    """The net of --teacher_id."""
+    path = teacher_path(teacher_id)
+    if not weights.exists(path):
         raise UserError(
             f'--teacher_id {teacher_id}: no such run folder or weights file, here or in logs/'
         )
@@ -248,12 +253,13 @@ def make_adapters(opt, f: Callable, params: dict, teacher: weights.Net | None) -
     channels to the teacher's, for the groups where these differ."""
     if opt.method != 'factt':
         return {}
-    x, adapters = torch.zeros(1, 3, 32, 32), {}
-    (_, g_s), (_, g_t) = f(x, params, False), teacher.f(x, teacher.params, False)
+    channels = resnet.group_channels(f, params)
+    channels_t = resnet.group_channels(teacher.f, teacher.params)
+    adapters = {}
     for i in opt.at_groups:
-        ni, no = g_s[i].shape[1], g_t[i].shape[1]
-        if ni != no:
-            adapters[f'group{i}'] = utils.conv_params(ni, no).requires_grad_()
+        if channels[i] != channels_t[i]:
+            adapter = utils.conv_params(channels[i], channels_t[i])
+            adapters[f'group{i}'] = adapter.requires_grad_()
     return adapters
 
 
@@ -421,12 +427,18 @@ def test_teacher(opt, teacher: weights.Net, nets: Nets, test_set) -> float | Non
     logged = last.get('test_acc')
     known = isinstance(logged, (int, float)) and math.isfinite(logged)
     comparable = known and last.get('validate', 0) == opt.validate
+    source = f'teacher {opt.teacher_id}'
     if comparable and not acc - 0.1 <= logged <= acc + 0.1:
-        source = last.get('dataset', 'its data')
-        source = last.get('dataroot', source) if source == 'folder' else source
-        says = f'its own log says {str(logged)[:6]} % on {source}'
-        asks = 'are these its weights, and is this its data?'
-        teachers.warn_of_teacher(opt.teacher_id, acc, f'{says}: {asks}')
+        of = last.get('dataset', 'its data')
+        of = last.get('dataroot', of) if of == 'folder' else of
+        print(
+            f'warning: {source} has test accuracy {acc:.2f} %, but its own log says '
+            f'{str(logged)[:6]} % on {of}: are these its weights, and is this its data?',
+            file=sys.stderr,
+        )
+    else:
+        stated = weights.stated_accuracy(teacher_path(opt.teacher_id))
+        teachers.warn_of_accuracy(source, teacher, acc, len(test_set.labels), stated)
     return acc
 
 
@@ -472,6 +484,8 @@ def evaluate(opt, given: set) -> None:
         'test_acc': test_acc,
         'test_loss': test_loss,
     }
+    stated = weights.stated_accuracy(opt.evaluate)
+    teachers.warn_of_accuracy(source, net, test_acc, len(test_set.labels), stated)
     size = test_set.images.shape[1:3]
     teachers.print_evaluation(opt.evaluate, net, size, tested, len(test_set.labels), seconds)
 

@@ -22,7 +22,6 @@ program.start(__name__, ignored=(signal.SIGUSR1,))
 
 import argparse
 import contextlib
-import math
 import os
 import re
 import time
@@ -233,8 +232,10 @@ def new_student(opt, num_classes: int, teacher: weights.Net | None) -> tuple[Cal
             f'not {opt.depth} and {opt.width:g}'
         )
     if opt.finetune:
-        head = utils.linear_params(params['fc.weight'].shape[1], num_classes)
+        head = utils.linear_params(resnet.group_channels(f, params)[-1], num_classes)
         params |= {f'fc.{k}': v for k, v in head.items()}
+    elif classes is None:
+        raise UserError(f'{source}: the net has no head (fc.*); --finetune gives it one')
     elif classes != num_classes:
         raise UserError(
             f'{source}: has {classes} classes, the data {num_classes}; --finetune replaces the head'
@@ -434,19 +435,21 @@ def test_teacher(opt, teacher: weights.Net, nets: Nets, val) -> float | None:
     _, (acc, _) = test(nets.teacher, utils.part(nets.params, 'teacher'), val, opt, sample)
     on = f'on {len(sample)} validation images'
     ranks.print_first(f'teacher {source}: test accuracy {acc:.2f} % {on}')
-    depth, width, num_classes = resnet.net_shape(teacher.params)
-    known = KNOWN_ERRORS.get((resnet.layout(teacher.params), depth, width))
-    expected = None
-    if teacher.records and teacher.records[0].get('image_size') == opt.image_size:
-        logged = teacher.records[-1].get('test_acc')
-        expected = logged[0] if isinstance(logged, list) and logged else None
-    elif not teacher.records and known and num_classes == 1000 and opt.image_size == 224:
-        expected = 100 - known
-    margin = 300 * math.sqrt(0.25 / len(sample))  # three standard errors
-    if isinstance(expected, (int, float)) and not expected - acc <= margin:
-        but = f'{str(expected)[:6]} % is known of it: are these its weights?'
-        teachers.warn_of_teacher(source, acc, but)
+    expected = known_accuracy(source, teacher, opt.image_size)
+    teachers.warn_of_accuracy(f'teacher {source}', teacher, acc, len(sample), expected)
     return acc
+
+
+def known_accuracy(source: str, net: weights.Net, image_size: int) -> float | None:
+    """The top-1 accuracy in per cent that the log of the net says, or its file, or its origin."""
+    if net.records:
+        logged = net.records[-1].get('test_acc')
+        same_size = net.records[0].get('image_size') == image_size
+        return logged[0] if same_size and isinstance(logged, list) and logged else None
+    depth, width, num_classes = resnet.net_shape(net.params)
+    error = KNOWN_ERRORS.get((resnet.layout(net.params), depth, width))
+    usual = error and num_classes == 1000 and image_size == 224
+    return weights.stated_accuracy(source) or (100 - error if usual else None)
 
 
 def end_epoch(run: runs.Run, trained: dict, nets: Nets, optimizer, sets: Sets):
@@ -487,6 +490,9 @@ def evaluate(opt, device) -> None:
     start = time.monotonic()
     test_loss, test_acc = test(net.f, net.params, val, opt)
     seconds = time.monotonic() - start
+    expected = known_accuracy(opt.evaluate, net, opt.image_size)
+    source = f'--evaluate {opt.evaluate}'
+    teachers.warn_of_accuracy(source, net, test_acc[0], len(val.labels), expected)
     tested = {
         'layout': resnet.layout(net.params),
         'image_size': opt.image_size,

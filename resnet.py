@@ -8,7 +8,7 @@ A constructor returns `(f, params)`. `params` maps names such as 'group1.block0.
               needs float64 params)
     training  True: batch norm uses the batch's statistics and updates the running ones in place
     base      prefix of every name, so that one merged dict serves several nets
-    logits    [B, num_classes], float32 (float64 for a float64 x)
+    logits    [B, num_classes], float32 (float64 for a float64 x); None if `params` have no fc.*
     groups    the activations at the end of each group, whose attention maps are transferred
 """
 
@@ -327,8 +327,8 @@ def layout(params: dict) -> str:
             f'({", ".join(odd[:4])})'
         )
     missing = [name for name in ('fc.weight', 'fc.bias') if name not in params]
-    if missing:
-        raise UserError(f'looks like the layout {found}, but {", ".join(missing)} is missing')
+    if len(missing) == 1:
+        raise UserError(f'looks like the layout {found}, but {missing[0]} is missing')
     return found
 
 
@@ -348,8 +348,8 @@ def count_blocks(params: dict) -> list[int]:
 
 
 def net_shape(params: dict) -> tuple[int, float, int]:
-    """(depth, width, num_classes) of the net with these parameters, of any layout. Raises
-    UserError if they are of none."""
+    """(depth, width, num_classes) of the net with these parameters, of any layout; num_classes
+    None without a head. Raises UserError if they are of no net."""
     kind = layout(params)
     counts = [] if kind == 'nin' else count_blocks(params)
 
@@ -359,9 +359,11 @@ def net_shape(params: dict) -> tuple[int, float, int]:
             raise UserError(f'{name} is missing, or is no convolution')
         return weight.shape[0]
 
-    if params['fc.bias'].dim() != 1:
-        raise UserError('fc.bias has not one dimension')
-    num_classes = len(params['fc.bias'])
+    num_classes = None
+    if 'fc.bias' in params:
+        if params['fc.bias'].dim() != 1:
+            raise UserError('fc.bias has not one dimension')
+        num_classes = len(params['fc.bias'])
     if kind == 'nin':
         return nin.DEPTH, channels('group0.conv0'), num_classes
     if kind == 'wrn':
@@ -378,6 +380,13 @@ def net_shape(params: dict) -> tuple[int, float, int]:
             f'its groups have {", ".join(map(str, counts))} blocks, but a ResNet of depth {known}'
         )
     return depth, channels('group3.block0.conv0') / 512, num_classes
+
+
+def group_channels(f: Callable, params: dict) -> list[int]:
+    """The channels of the activations of each group. Computes nothing."""
+    meta = {k: v.to('meta') for k, v in params.items()}
+    _, groups = f(torch.empty(1, 3, 64, 64, device='meta'), meta, False)
+    return [g.shape[1] for g in groups]
 
 
 def same_shape(params: dict, depth, width) -> bool:

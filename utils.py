@@ -92,7 +92,9 @@ def conv2d(x, weight, stride=1, padding=0, bias=None) -> torch.Tensor:
 
 def classify(x: torch.Tensor, params: dict, base: str) -> torch.Tensor:
     """Global average pooling and the linear layer `base`fc in at least float32:
-    [B, C, H, W] -> [B, num_classes]."""
+    [B, C, H, W] -> [B, num_classes]. None for a net without this layer."""
+    if f'{base}fc.weight' not in params:
+        return None
     o = wide(x).mean((2, 3))
     return F.linear(o, params[f'{base}fc.weight'].to(o.dtype), params[f'{base}fc.bias'].to(o.dtype))
 

@@ -41,12 +41,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import resnet
-from support import program
+from support import names, program
 from support.files import check_writable, write_atomically
 from support.logs import class_names
 from support.options import Parser, number
 from support.program import UserError
-from support.weights import check_net, load_net, save_params, to_torchvision
+from support.weights import check_net, exists, load_net, save_params
 
 FORMATS = ('.hkl', '.pth', '.safetensors', '.onnx')
 MODELS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'wide_resnet50_2')
@@ -78,15 +78,17 @@ def main(argv=None):
     opt, given = parser.parse(argv)
     out = Path(opt.out)
     check_out(out, opt.force, given)
-    f, params, records = load_net(opt.source if os.path.exists(opt.source) else fetch(opt.source))
+    f, params, records = load_net(opt.source if exists(opt.source) else fetch(opt.source))
     # A graph is folded in any case: traced by torch 2.6, the padding of a resnet is a tensor, which
     # its convolutions refuse.
     if opt.fold or out.suffix == '.onnx' and resnet.layout(params) == 'resnet':
         f, params = check_net(fold(params, opt.source), f'{opt.source}, folded')
     kind, (depth, width, num_classes) = resnet.layout(params), resnet.net_shape(params)
-    what = f'{kind} of depth {depth}, width {width:g}, {num_classes} classes'
+    what = f'{kind} of depth {depth}, width {width:g}, {num_classes or "no"} classes'
     file = io.BytesIO()
     if out.suffix == '.onnx':
+        if num_classes is None:
+            raise UserError(f'IN {opt.source}: the net has no head (fc.*), so no logits for {out}')
         small = kind in ('wrn', 'nin')
         logged = records[0].get('image_size') if records else None
         if not opt.image_size and not parser.takes('image_size', logged):
@@ -102,7 +104,7 @@ def main(argv=None):
         # Clones: of tensors that share memory torch.save writes all of it, and safetensors refuses
         # them.
         params = {k: v.clone() for k, v in params.items()}
-        params = to_torchvision(params) if kind == 'resnet' else params
+        params = names.to_torchvision(params) if kind == 'resnet' else params
         what += f', {"names of torchvision" if kind == "resnet" else "our names"}'
         if kind == 'resnet' and width != 1 and (depth, width) != (50, 2):
             what += ' (it has no model of this width)'
@@ -192,7 +194,7 @@ def fold(params, source) -> dict:
         base = name.replace('convdim', 'conv_dim')
         folded[f'{base}.weight'] = (weight.double() * scale.view(-1, 1, 1, 1)).float()
         folded[f'{base}.bias'] = (bias - scale * mean).float()
-    return folded | {k: params[k] for k in ('fc.weight', 'fc.bias')}
+    return folded | {k: v for k, v in params.items() if k.startswith('fc.')}
 
 
 class Graph(torch.nn.Module):

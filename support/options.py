@@ -405,4 +405,5 @@ def run_name(parts: list, said: set, opt, parser, published: tuple[list, int]) -
 
 def without_suffix(path: str) -> str:
     """A path of weights or of a run folder without logs/ and without the suffix."""
-    return re.sub(r'^logs/|\.(hkl|pth|pt7?|safetensors)$', '', path).strip('./')
+    suffix = r'\.(hkl|pth(\.tar)?|pt7?|th|ckpt|bin|safetensors)(?=$|:)'
+    return re.sub(rf'^logs/|{suffix}', '', path).strip('./').replace(':', '-')

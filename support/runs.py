@@ -8,7 +8,6 @@ import contextlib
 import math
 import os
 import time
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from support import devices, logs, ranks
 from support.files import check_writable, lock_folder, write_atomically, write_text
 from support.options import continue_options, run_options
 from support.program import Stopped, UserError
-from support.weights import check_params, checksum, load_params, reading, save_params, torch_load
+from support.readers import read_values
+from support.weights import check_params, checksum, load_params, save_params
 
 
 @dataclass
@@ -75,8 +75,10 @@ class Run:
         """
         if not self.checkpoint:
             return initial
-        source = f'--resume: the run of {self.opt.save}'
-        restored = check_params(self.checkpoint[key], initial, source)
+        try:
+            restored = check_params(self.checkpoint[key], initial)
+        except UserError as e:
+            raise UserError(f'--resume: the run of {self.opt.save}: {e}') from e
         return {k: v.requires_grad_(initial[k].requires_grad) for k, v in restored.items()}
 
     def restore_optimizer(self, optimizer) -> None:
@@ -353,10 +355,7 @@ def load_checkpoint(path) -> dict:
         raise UserError(
             f'--resume: {path}: no such file; a run goes on from its checkpoint.pt alone'
         )
-    checkpoint = torch_load(path)
-    with reading(path), zipfile.ZipFile(path) as archive:
-        if archive.testzip():  # torch.load does not look at the checksums
-            raise UserError(f'--resume: {path}: damaged, its checksums are wrong')
+    checkpoint = read_values(path)
     if isinstance(checkpoint, dict):
         checkpoint.setdefault('adapters', {})  # the first runs had none
         checkpoint.setdefault('train_time', 0.0)  # nor this

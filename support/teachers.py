@@ -65,12 +65,15 @@ def warn_of_training(source: str, records: list, validate: int = 0, dataset: str
 
 
 def same_classes(params: dict, records: list, classes: list) -> bool:
-    """Whether the outputs of the net mean `classes`, as far as its log tells."""
-    return len(params['fc.bias']) == len(classes) and class_names(records) in ([], classes)
+    """Whether the net has outputs that mean `classes`, as far as its log tells."""
+    same_number = resnet.net_shape(params)[2] == len(classes)
+    return same_number and class_names(records) in ([], classes)
 
 
 def check_classes(option: str, net: Net, classes: list) -> None:
-    """Raise UserError unless the outputs of the net that `option` names mean `classes`."""
+    """Raise UserError unless the net that `option` names has outputs that mean `classes`."""
+    if resnet.net_shape(net.params)[2] is None:
+        raise UserError(f'{option}: the net has no head (fc.weight, fc.bias), which is needed here')
     if not same_classes(net.params, net.records, classes):
         names = class_names(net.records)
         of = f' ({listing(names)})' if names else ''
@@ -96,15 +99,36 @@ def can_be_tested(source: str, teacher: Net, classes: list) -> bool:
     """Whether the teacher's outputs mean `classes`. If not, print that it is not tested."""
     if same_classes(teacher.params, teacher.records, classes):
         return True
-    ranks.print_first(f'teacher {source}: has other classes, so that its accuracy is not tested')
+    headless = resnet.net_shape(teacher.params)[2] is None
+    why = 'has no head' if headless else 'has other classes'
+    ranks.print_first(f'teacher {source}: {why}, so that its accuracy is not tested')
     return False
 
 
-def warn_of_teacher(source: str, acc: float, but: str) -> None:
-    """Print that the accuracy is not as expected. A broken teacher teaches nothing, and nothing
-    else shows it."""
+def warn_of_accuracy(source: str, net: Net, acc: float, images: int, expected=None) -> None:
+    """Print a warning if the test accuracy of a net from a file shows that it is broken, or is
+    another function than the names of its parameters say: nothing else does.
+
+    acc: in per cent, on so many images; expected: the accuracy that is known of it. It should not
+    be three standard errors below that, and should be three above chance.
+    """
+
+    def three_errors(p):
+        return 300 * math.sqrt(p * (1 - p) / images)
+
+    num_classes = resnet.net_shape(net.params)[2]
+    chance = 100 / num_classes
+    known = isinstance(expected, (int, float)) and math.isfinite(expected)
+    if known and not expected - acc <= three_errors(0.5):
+        but = f'far below the {str(expected)[:6]} % that are known of it'
+    elif acc <= chance + three_errors(1 / num_classes):
+        but = f'not clearly above chance, {chance:.2f} % for {num_classes} classes'
+    else:
+        return
     ranks.print_first(
-        f'warning: teacher {source} has test accuracy {acc:.2f} %, but {but}', sys.stderr
+        f'warning: {source} has test accuracy {acc:.2f} %, {but}: are these its weights, and does '
+        'it expect such images (RGB, normalised as here) and classes in this order?',
+        sys.stderr,
     )
 
 
@@ -120,7 +144,7 @@ def print_evaluation(
     if not math.isfinite(tested['test_loss']):
         error = f'--evaluate {source}: the test loss is {tested["test_loss"]}'
         ranks.end_all(UserError(error, status=1))
-    device = net.params['fc.bias'].device
+    device = next(iter(net.params.values())).device
     record = {'evaluate': source} | tested
     record |= {
         'n_parameters': sum(v.numel() for k, v in net.params.items() if not is_statistic(k)),

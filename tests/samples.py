@@ -11,7 +11,7 @@ from torch import nn
 
 import data
 import resnet
-from support import logs, options, program, weights
+from support import logs, names, options, program, weights
 
 LINE = 'json_stats: {"epoch": 1, "test_acc": 91.5, "depth": 16}'  # of a log.txt
 
@@ -131,6 +131,12 @@ def refused(main, argv, capsys):
     return error
 
 
+def from_torchvision(state):
+    """torchvision's parameters under our names."""
+    state = {k: v for k, v in state.items() if not k.endswith('num_batches_tracked')}
+    return {names.to_ours(k, 'torchvision'): v for k, v in state.items()}
+
+
 MODELS = {18: 'resnet18', 34: 'resnet34', 50: 'resnet50', 101: 'resnet101'}
 
 
@@ -144,7 +150,7 @@ def torchvision_net(depth, width=1, num_classes=7):
             nn.init.uniform_(module.weight, 0.5, 1), nn.init.normal_(module.bias, 0, 0.1)
             module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 1.5)
     state = {k: v.detach().clone() for k, v in net.state_dict().items()}
-    return net, weights.from_torchvision(state)
+    return net, from_torchvision(state)
 
 
 def fold(params):

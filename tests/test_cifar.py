@@ -115,7 +115,7 @@ def test_a_teacher_writes_log_model_and_checkpoint(home):
         json.loads(line.removeprefix('json_stats: '), parse_constant=no_json)
 
     f, params = resnet.wrn(10, 1, 3)
-    model = weights.check_params(weights_of(home / 'logs/teacher'), params, 'model')
+    model = weights.check_params(weights_of(home / 'logs/teacher'), params)
     assert last['n_parameters'] == sum(v.numel() for v in params.values() if v.requires_grad)
     checkpoint = torch.load(home / 'logs/teacher/checkpoint.pt', weights_only=True)
     assert all(torch.equal(model[k], v) for k, v in checkpoint['params'].items())

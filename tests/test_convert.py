@@ -13,7 +13,7 @@ import torchvision
 import data
 import nin
 import resnet
-from samples import AffineNet, fold, make_run, refused
+from samples import AffineNet, fold, from_torchvision, make_run, refused
 from support import files, logs, weights
 from support.program import UserError
 
@@ -48,7 +48,7 @@ def nets(tmp_path_factory):
     # Of ResNet-50 an eighth of the inner channels: the same names, a fifth of the time.
     for depth, narrow in (18, {}), (50, {'width_per_group': 8}):
         net = getattr(torchvision.models, f'resnet{depth}')(num_classes=7, **narrow).eval()
-        ours = weights.from_torchvision(net.state_dict())
+        ours = from_torchvision(net.state_dict())
         randomize(ours)
         for name, value in net.named_buffers():
             if name.endswith('num_batches_tracked'):

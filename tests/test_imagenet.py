@@ -36,7 +36,7 @@ from samples import (
     weights_of,
     words,
 )
-from support import logs, program, runs, weights
+from support import logs, names, program, runs, weights
 from support.program import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,7 +147,7 @@ def test_at_start_is_the_first_epoch_with_maps(home, run):
 
 def test_fine_tuning_has_a_new_head_and_leaves_batch_norm_and_the_first_group_alone(home, run):
     _, source = torchvision_net(18, num_classes=9)
-    torch.save(weights.to_torchvision(source), home / 'source.pth')
+    torch.save(names.to_torchvision(source), home / 'source.pth')
     options = '--student_params source.pth --width 1 --finetune --teacher_params teacher.hkl'
     recipe = '--at_groups 2,3 --epochs 1 --epoch_step [9] --lr 0.01'
     assert run('--save logs/tuned', options, recipe) == 0
@@ -355,7 +355,7 @@ def test_two_processes_are_one_with_the_same_batch(home):
     """With fixed batch norm the split does not change what is computed of an image. 42 images in
     batches of 12: the last batch has 6."""
     _, source = torchvision_net(18, num_classes=9)
-    torch.save(weights.to_torchvision(source), home / 'start.pth')
+    torch.save(names.to_torchvision(source), home / 'start.pth')
     options = '--student_params start.pth --width 1 --finetune --epochs 2 --epoch_step [2] '
     options += '--lr 0.01 --teacher_params teacher.hkl --beta 100'
     assert command(home, options, '--save logs/one').returncode == 0

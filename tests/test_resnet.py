@@ -16,10 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import resnet
 import utils
-from samples import AffineNet, fold, torchvision_net
+from samples import AffineNet, fold, from_torchvision, torchvision_net
 from support import devices
 from support.program import UserError
-from support.weights import from_torchvision
 
 # ------------------------ the independent net
 

@@ -98,7 +98,7 @@ def test_a_changed_checkpoint_is_refused_or_goes_on_never_a_crash(tmp_path_facto
         opt = options.continue_options(opt, given_, checkpoint['options'], a_parser())
         runs.Run(opt, checkpoint, here=True).check_facts(data=0, teacher=0)
         runs.load_optimizer(torch.optim.SGD([w], 0.1), checkpoint)
-        weights.check_params(checkpoint['params'], a_checkpoint()['params'], 'it')
+        weights.check_params(checkpoint['params'], a_checkpoint()['params'])
     except UserError as e:
         assert str(e)
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import resnet
-from samples import AffineNet, fold, randn, torchvision_net
-from support import devices, files, weights
+from samples import AffineNet, fold, from_torchvision, randn, torchvision_net
+from support import devices, files, names, weights
 from support.program import UserError
 
 
@@ -40,7 +40,7 @@ def expected_params():
 def test_checked_params_have_the_expected_order_and_dtype():
     params = {'b.running_mean': torch.ones(4, dtype=torch.float64)}
     params |= {'a': torch.ones(3, 2).t().half()}
-    checked = weights.check_params(params, expected_params(), 'f.hkl')
+    checked = weights.check_params(params, expected_params())
     assert list(checked) == ['a', 'b.running_mean']
     assert all(
         v.dtype == torch.float32 and v.is_contiguous() and not v.requires_grad and v.eq(1).all()
@@ -51,14 +51,14 @@ def test_checked_params_have_the_expected_order_and_dtype():
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'a': None}, r'f\.hkl: 1 parameters missing \(a\)'),
-        ({'c': torch.zeros(1)}, r'f\.hkl: 1 parameters not understood \(c\)'),
+        ({'a': None}, r'^1 parameters missing \(a\)'),
+        ({'c': torch.zeros(1)}, r'^1 parameters not understood \(c\)'),
         (
             {f'c{i}': torch.zeros(1) for i in range(9)},
             r'9 parameters not understood \(c0, c1, c2, …\)',
         ),
-        ({'a': torch.zeros(3, 2)}, r'f\.hkl: a has shape \(3, 2\), this net needs \(2, 3\)'),
-        ({'a': torch.tensor([[0, 0, 0], [0, 0, math.nan]])}, r'f\.hkl: a holds nan or inf'),
+        ({'a': torch.zeros(3, 2)}, r'^a has shape \(3, 2\), this net needs \(2, 3\)'),
+        ({'a': torch.tensor([[0, 0, 0], [0, 0, math.nan]])}, r'^a holds nan or inf'),
         (
             {'b.running_mean': torch.tensor([0, 0, -math.inf, 0])},
             r'b\.running_mean holds nan or inf',
@@ -68,7 +68,7 @@ def test_checked_params_have_the_expected_order_and_dtype():
 def test_unfit_parameters_are_named(change, message):
     params = {k: v for k, v in (expected_params() | change).items() if v is not None}
     with pytest.raises(UserError, match=message):
-        weights.check_params(params, expected_params(), 'f.hkl')
+        weights.check_params(params, expected_params())
 
 
 def test_crc_follows_every_byte_and_no_memory_layout():
@@ -430,7 +430,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(zipped, tmp_path):
     touched, path = tmp_path / 'touched', tmp_path / 'm.pth'
     params = {'conv0': torch.zeros(3), 'evil': Payload(touched)}
     torch.save(params, path, _use_new_zipfile_serialization=zipped)
-    assert_refused(path, r'm\.pth: holds \w+\.system, not tensors')
+    assert_refused(path, r"""m\.pth: 'evil' is \w+\.system, not a dense tensor""")
     assert not touched.exists()
     path.write_bytes(pickle.dumps(Payload(touched)))
     assert_refused(path)
@@ -479,8 +479,7 @@ def test_bfloat16_weights_are_written_as_float32(tmp_path):
 
 def test_other_and_missing_files_are_named(tmp_path):
     for name, message in (
-        ('m.txt', 'must end in'),
-        ('m', 'must end in'),
+        ('m', 'No such file'),
         ('m.hkl', 'No such file'),
         ('x/m.pth', 'No such file'),
     ):
@@ -576,7 +575,7 @@ def test_torchvisions_names_and_back_are_the_identity():
     for depth, width in (18, 1), (50, 2):
         net, _ = torchvision_net(depth, width)
         state = net.state_dict()
-        again = weights.to_torchvision(weights.from_torchvision(state))
+        again = names.to_torchvision(from_torchvision(state))
         assert again.keys() == state.keys()
         assert all(torch.equal(again[k], v) or 'num_batches' in k for k, v in state.items())
         assert all(int(v) == 0 for k, v in again.items() if 'num_batches' in k)
