@@ -94,13 +94,7 @@ add(
     help='folder: DATAROOT/{train,test}/CLASS/*; shapes: drawn, no files (default: CIFAR10)',
 )
 add('--dataroot', default='.', help="folder of the data set's files (default: .)")
-add(
-    '--validate',
-    default=0,
-    type=number(int, 0),
-    metavar='N',
-    help='hold out N training images and report on them instead of the test set (default: 0)',
-)
+options.add_validate(add)
 add(
     '--randomcrop_pad',
     default=4,
@@ -378,24 +372,28 @@ def make_step(loss_of: Callable, train_set: data.ImageSet, optimizer, graphed: b
     return devices.Graphed(step) if graphed else step
 
 
-def train_epoch(epoch: int, step: Callable, train_set: data.ImageSet, opt) -> dict:
+def train_epoch(step: Callable, train_set: data.ImageSet, run: runs.Run) -> dict:
     """One pass over the training set: {train_loss, train_acc, at_losses}, averages over images.
 
     Raises UserError, status 1, if a term of the loss is not finite.
     """
+    opt, epoch = run.opt, run.epoch + 1
     n, device = len(train_set.labels), train_set.labels.device
     order = data.epoch_order(n, opt.seed, epoch)
     draws = data.crop_and_flip(n, opt.seed, epoch, opt.randomcrop_pad)[order]
     batches, draws = (v.to(device).split(opt.batch_size) for v in (order, draws))
     beta = torch.tensor(utils.epoch_beta(epoch, opt), device=device)
     averages = Averages(term_names(opt), epoch, opt.save)
-    with data.progress(n, f'epoch {epoch}/{opt.epochs}') as bar:
+    with data.Progress(n, f'epoch {epoch}/{opt.epochs}') as progress:
         for i, (index, drawn) in enumerate(zip(batches, draws), 1):
             averages.add(step(index, drawn, beta), len(index))
-            bar.update(len(index))
-            if i % 20 == 0 or i == len(batches):  # not in every step: reading stops the device
+            note = ''
+            # Not in every step, because reading stops the device.
+            if i in (1, len(batches)) or i % 20 == 0 or progress.is_due():
                 loss, *_, accuracy = averages.update().tolist()
-                bar.set_postfix_str(f'loss {loss:.3f}, accuracy {accuracy:.1f} %')
+                left = run.time_left((progress.done + len(index)) / n)
+                note = f'loss {loss:.3f}, accuracy {accuracy:.1f} %, {left}'
+            progress.update(len(index), note)
     train_loss, _, *at_losses, train_acc = averages.means(n)
     return {'train_loss': train_loss, 'train_acc': train_acc, 'at_losses': at_losses}
 
@@ -485,7 +483,8 @@ def evaluate(opt, given: set) -> None:
         'test_loss': test_loss,
     }
     stated = weights.stated_accuracy(opt.evaluate)
-    teachers.warn_of_accuracy(source, net, test_acc, len(test_set.labels), stated)
+    if not net.records:
+        teachers.warn_of_accuracy(source, net, test_acc, len(test_set.labels), stated)
     size = test_set.images.shape[1:3]
     teachers.print_evaluation(opt.evaluate, net, size, tested, len(test_set.labels), seconds)
 
@@ -518,7 +517,9 @@ def prepare(run: runs.Run, device) -> tuple[Nets, data.ImageSet, data.ImageSet]:
     nets = Nets(f, teacher and teacher.f, params)
     train_set, test_set = (s.to(device) for s in sets)
     if teacher and not run.checkpoint:
-        teachers.warn_of_training(opt.teacher_id, teacher.records, opt.validate, opt.dataset)
+        teachers.warn_of_training(
+            opt.teacher_id, teacher.records, opt.validate, 'dataset', opt.dataset
+        )
         run.facts['teacher_test_acc'] = test_teacher(opt, teacher, nets, test_set)
     return nets, train_set, test_set
 
@@ -556,7 +557,7 @@ def main(argv=None):
         print(
             f'{net_name(opt).upper()}: {run.about["n_parameters"]:,} parameters; '
             f'{len(train_set.labels):,} images of {len(train_set.classes)} classes; '
-            f'lr {opt.lr:g}, times {opt.lr_decay_ratio:g} from epochs {opt.epoch_step} on'
+            f'{run.rates()}'
         )
         if opt.epochs == 0:  # test and save the untrained net
             untrained = {'train_loss': None, 'train_acc': None, 'at_losses': []}
@@ -566,8 +567,9 @@ def main(argv=None):
                 optimizer = utils.make_optimizer(nets.params, opt, epoch)
                 step = make_step(compiled, train_set, optimizer, graphed)
             run.start_epoch()
-            trained = train_epoch(epoch, step, train_set, opt)
+            trained = train_epoch(step, train_set, run)
             end_epoch(run, trained, nets, optimizer, test_set)
+        run.print_end()
 
 
 if __name__ == '__main__':

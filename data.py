@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -130,21 +131,30 @@ def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
 
     For choosing constants without the test set.
     """
-    counts = torch.bincount(train.labels, minlength=len(train.classes))
-    exact = counts.double() * n / len(train.labels)
+    out = held_out(train.labels, n)
+    parts = [ImageSet(train.images[i], train.labels[i], train.classes) for i in (~out, out)]
+    return parts[0], parts[1]
+
+
+def held_out(labels: torch.Tensor, n: int) -> torch.Tensor:
+    """bool [images]: the n images that --validate holds out, as many of each class as is its share.
+
+    Raises UserError unless every class keeps an image on both sides.
+    """
+    counts = torch.bincount(labels)
+    exact = counts.double() * n / len(labels)
     share = exact.floor().long()
     share[(exact - share).argsort(descending=True, stable=True)[: n - int(share.sum())]] += 1
     if share.min() < 1 or (counts - share).min() < 1:
         raise UserError(
-            f'--validate {n}: must leave images of each of {len(train.classes)} classes '
-            f'on both sides ({len(train.labels)} in all)'
+            f'--validate {n}: must leave images of each of {len(counts)} classes '
+            f'on both sides ({len(labels)} in all)'
         )
-    shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(train.labels)))
-    out = torch.zeros(len(train.labels), dtype=torch.bool)
+    shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
+    out = torch.zeros(len(labels), dtype=torch.bool)
     for c in range(len(share)):
-        out[shuffled[train.labels[shuffled] == c][: share[c]]] = True
-    parts = [ImageSet(train.images[i], train.labels[i], train.classes) for i in (~out, out)]
-    return parts[0], parts[1]
+        out[shuffled[labels[shuffled] == c][: share[c]]] = True
+    return out
 
 
 # ------------------------ folders of images
@@ -187,7 +197,7 @@ def in_threads(work, items, doing: str, nthread=0, chunk=1) -> list:
     with (
         quiet_decoders() as stderr,
         ThreadPoolExecutor(nthread or cores()) as pool,
-        progress(len(items), doing, file=stderr) as bar,
+        Progress(len(items), doing, file=stderr) as bar,
     ):
         try:
             for done in pool.map(lambda part: [work(item) for item in part], chunks):
@@ -199,11 +209,48 @@ def in_threads(work, items, doing: str, nthread=0, chunk=1) -> list:
     return results
 
 
-def progress(images: int, doing: str, **options) -> tqdm:
-    """A tqdm bar that counts images, shown only on a terminal."""
-    # quiet_decoders changes sys.stderr while a bar is shown.
-    options = {'disable': None, 'file': _Stderr()} | options
-    return tqdm(total=images, desc=doing, unit=' images', leave=False, **options)
+class Progress:
+    """How many of the images are done: a bar on a terminal, else a line every few minutes.
+
+    images: of all; doing: what is done with them; done: images so far; hidden: print nothing.
+    """
+
+    SILENCE = 240  # seconds; with one step more, a line comes at least every 5 minutes
+    last_line = time.monotonic()  # when one was printed, by any loop
+
+    def __init__(self, images: int, doing: str, done: int = 0, hidden: bool = False, file=None):
+        self.images, self.doing, self.done, self.hidden = images, doing, done, hidden
+        self.bar = tqdm(
+            total=images,
+            desc=doing,
+            unit=' images',
+            leave=False,
+            initial=done,
+            disable=hidden or None,  # None: unless it is a terminal
+            file=file or _Stderr(),  # quiet_decoders changes sys.stderr while a bar is shown
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def is_due(self) -> bool:
+        """Whether update will print a line."""
+        silence = time.monotonic() - Progress.last_line
+        return self.bar.disable and not self.hidden and silence > self.SILENCE
+
+    def update(self, images: int, note: str = '') -> None:
+        """Count images. note: the loss, the time left, or whatever else is of interest."""
+        self.done += images
+        self.bar.update(images)
+        if note:
+            self.bar.set_postfix_str(note)
+        if self.is_due():
+            Progress.last_line = time.monotonic()
+            share = f'{100 * self.done / max(1, self.images):.0f} % of {self.images:,} images'
+            print(', '.join([f'{self.doing}: {share}', *[note] * bool(note)]), flush=True)
 
 
 def cores() -> int:

@@ -108,6 +108,7 @@ add(
     choices=list(TRAIN_CROPS),
     help='resized: any scale and place; plain: one scale, any place (--finetune: plain)',
 )
+options.add_validate(add)
 add(
     '--check_images',
     action='store_true',
@@ -123,7 +124,7 @@ add(
     '--teacher_params',
     default='',
     metavar='FILE',
-    help="the teacher's weights, of any layout in README, or its run folder (default: none)",
+    help='the teacher: a run folder or a weights file, see docs/weights.md (default: none)',
 )
 options.add_loss_options(add, paper_alpha='not found to help')
 add(
@@ -131,7 +132,7 @@ add(
     default=[0, 1, 2, 3],
     type=options.group_list(4),
     metavar='LIST',
-    help='groups whose maps are transferred (paper: 2,3; published code, default: 0,1,2,3)',
+    help='groups to transfer; we recommend 2,3, as in the paper (published, default: 0,1,2,3)',
 )
 add(
     '--at_start',
@@ -378,9 +379,8 @@ def train_epoch(step_of: Callable, optimizer, train_set, run: runs.Run, checkpoi
         return TRAIN_CROPS[opt.train_crop](file, opt.image_size, opt.seed, epoch, i, out)
 
     seen = sum(map(len, batches[: run.step]))
-    hidden = rank > 0 or None
-    bar = data.progress(n, f'epoch {epoch}/{opt.epochs}', initial=seen, disable=hidden)
-    with bar, contextlib.closing(train_set.batches(mine[run.step :], view)) as loaded:
+    progress = data.Progress(n, f'epoch {epoch}/{opt.epochs}', seen, hidden=rank > 0)
+    with progress, contextlib.closing(train_set.batches(mine[run.step :], view)) as loaded:
         for i, (images, targets) in enumerate(loaded, run.step):
             loss, terms = step_of(images, targets, epoch >= opt.at_start)
             if world > 1:  # the mean over ranks of the gradients weighs each by its images
@@ -389,11 +389,13 @@ def train_epoch(step_of: Callable, optimizer, train_set, run: runs.Run, checkpoi
             loss.backward()
             optimizer.step()
             averages.add(terms, own_images[i])
-            bar.update(len(batches[i]))
-            due = checkpoints.due() or i + 1 == len(batches)
-            if (i + 1) % 20 == 0 or due:  # not in every step: reading stops the device
+            due, note = checkpoints.due() or i + 1 == len(batches), ''
+            # Not in every step, because reading stops the device.
+            if i == 0 or (i + 1) % 20 == 0 or due or progress.is_due():
                 loss, *_, top_1, _ = averages.update().tolist()
-                bar.set_postfix_str(f'loss {loss:.3f}, top-1 {top_1:.1f} %')
+                left = run.time_left((progress.done + len(batches[i])) / n)
+                note = f'loss {loss:.3f}, top-1 {top_1:.1f} %, {left}'
+            progress.update(len(batches[i]), note)
             if due:
                 checkpoints.write(i + 1, averages.sums, optimizer)
     train_loss, _, *at_losses, top_1, top_5 = averages.means(n)
@@ -415,12 +417,14 @@ def test(f: Callable, params: dict, val, opt, sample=None) -> tuple[float, list[
 
     mine = index[ranks.rank() :: ranks.world_size()].split(100)
     batches = val.batches([part for part in mine if len(part)], view)
-    with contextlib.closing(batches) as loaded:
+    progress = data.Progress(len(index), 'testing', hidden=ranks.rank() > 0)
+    with progress, contextlib.closing(batches) as loaded:
         for images, targets in loaded:
             logits, _ = f(normalize(images), params, False)
             loss = F.cross_entropy(logits, targets, reduction='sum')
             right = correct(logits, targets).sum(1)
             sums += torch.stack([loss.double().cpu(), *right.double().cpu()])
+            progress.update(min(len(targets) * ranks.world_size(), len(index) - progress.done))
     loss, *right = ranks.all_gather(sums).sum(0).tolist()
     return loss / len(index), [100 * r / len(index) for r in right]
 
@@ -435,20 +439,21 @@ def test_teacher(opt, teacher: weights.Net, nets: Nets, val) -> float | None:
     _, (acc, _) = test(nets.teacher, utils.part(nets.params, 'teacher'), val, opt, sample)
     on = f'on {len(sample)} validation images'
     ranks.print_first(f'teacher {source}: test accuracy {acc:.2f} % {on}')
-    expected = known_accuracy(source, teacher, opt.image_size)
+    expected = known_accuracy(source, teacher, opt)
     teachers.warn_of_accuracy(f'teacher {source}', teacher, acc, len(sample), expected)
     return acc
 
 
-def known_accuracy(source: str, net: weights.Net, image_size: int) -> float | None:
+def known_accuracy(source: str, net: weights.Net, opt) -> float | None:
     """The top-1 accuracy in per cent that the log of the net says, or its file, or its origin."""
     if net.records:
-        logged = net.records[-1].get('test_acc')
-        same_size = net.records[0].get('image_size') == image_size
-        return logged[0] if same_size and isinstance(logged, list) and logged else None
+        last = net.records[-1]
+        same = last.get('image_size') == opt.image_size and last.get('validate', 0) == opt.validate
+        logged = last.get('test_acc')
+        return logged[0] if same and isinstance(logged, list) and logged else None
     depth, width, num_classes = resnet.net_shape(net.params)
     error = KNOWN_ERRORS.get((resnet.layout(net.params), depth, width))
-    usual = error and num_classes == 1000 and image_size == 224
+    usual = error and num_classes == 1000 and opt.image_size == 224
     return weights.stated_accuracy(source) or (100 - error if usual else None)
 
 
@@ -490,12 +495,14 @@ def evaluate(opt, device) -> None:
     start = time.monotonic()
     test_loss, test_acc = test(net.f, net.params, val, opt)
     seconds = time.monotonic() - start
-    expected = known_accuracy(opt.evaluate, net, opt.image_size)
-    source = f'--evaluate {opt.evaluate}'
-    teachers.warn_of_accuracy(source, net, test_acc[0], len(val.labels), expected)
+    if not net.records:
+        expected = known_accuracy(opt.evaluate, net, opt)
+        source = f'--evaluate {opt.evaluate}'
+        teachers.warn_of_accuracy(source, net, test_acc[0], len(val.labels), expected)
     tested = {
         'layout': resnet.layout(net.params),
         'image_size': opt.image_size,
+        'validate': opt.validate,
         'test_acc': test_acc,
         'test_loss': test_loss,
         'broken_images': len(photographs.broken_images([val])[0]),
@@ -514,7 +521,7 @@ def begin(argv) -> tuple:
     folder = weights.run_folder(opt.evaluate)
     if folder and os.path.isfile(folder / 'log.txt'):  # test a run at its own size
         record = logs.read_log(folder / 'log.txt')[0]
-        names = {'image_size', 'imagenetpath'}
+        names = {'image_size', 'imagenetpath', 'validate'}
         opt = options.logged_options(opt, given, opt.evaluate, record, parser, names)
     if not opt.imagenetpath:
         raise UserError('--evaluate: give the photographs to test on, --imagenetpath')
@@ -536,7 +543,9 @@ def prepare(run: runs.Run, device) -> tuple[Nets, Sets]:
     params = utils.flatten({k: devices.to_device(v, device) for k, v in parts.items()})
     nets = Nets(student.f, teacher and teacher.f, params)
     if teacher and not run.checkpoint:
-        teachers.warn_of_training(opt.teacher_params, teacher.records)
+        teachers.warn_of_training(
+            opt.teacher_params, teacher.records, opt.validate, 'imagenetpath', opt.imagenetpath
+        )
         run.facts['teacher_test_acc'] = test_teacher(opt, teacher, nets, sets.val)
     return nets, sets
 
@@ -574,7 +583,7 @@ def main(argv=None):
         ranks.print_first(
             f'{run.about["n_parameters"]:,} trained parameters; '
             f'{len(sets.train.labels):,} images of {len(sets.val.classes)} classes; '
-            f'lr {opt.lr:g}, times {opt.lr_decay_ratio:g} from epochs {opt.epoch_step} on'
+            f'{run.rates()}'
         )
         checkpoints = Checkpoints(run, nets.params, sets)
         if opt.epochs == 0:  # test and save the untrained net
@@ -587,6 +596,7 @@ def main(argv=None):
             with checkpoints.inside_epoch():
                 trained = train_epoch(step_of, optimizer, sets.train, run, checkpoints)
             end_epoch(run, trained, nets, optimizer, sets)
+        run.print_end()
 
 
 if __name__ == '__main__':

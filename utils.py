@@ -149,7 +149,16 @@ def at_loss(x: torch.Tensor, y: torch.Tensor, p: float = 2, map: str = 'sum') ->
     10^3 divided by the number of elements in the map and the batch size". The published code
     squares the norm, divides by taking the mean, and multiplies by beta instead of beta/2. The
     paper's CIFAR numbers came from that code, so this function follows it.
+
+    Raises ValueError unless both are 4-D with the same batch size.
     """
+    if x.dim() != 4 or y.dim() != 4 or len(x) != len(y):
+        raise ValueError(
+            f'at_loss needs two activations [B, C, H, W] of one batch, not {tuple(x.shape)} and '
+            f'{tuple(y.shape)}. Arrange tokens [B, N, C], without class token, by '
+            'x.transpose(1, 2).unflatten(2, (H, W)), and NHWC by x.permute(0, 3, 1, 2). Pooled '
+            'features [B, C] have no map: take a layer before the pooling'
+        )
     x, y = _same_size(_channel_map(x, p, map), _channel_map(y, p, map))
     return (_normalize(x) - _normalize(y)).square().mean()
 

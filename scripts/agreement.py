@@ -73,7 +73,7 @@ def main(argv=None):
             file=sys.stderr,
         )
     images, (written, arguments) = load(), MAPS[opt.maps]
-    with data.progress(images.n, 'comparing') as bar:
+    with data.Progress(images.n, 'comparing') as bar:
         distances = measure(images.batches, teacher, students, arguments, bar.update)
     text = (
         f'Mean over the {images.n:,} test images of {source.name()} of the squared distance of two '

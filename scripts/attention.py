@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import data
+import resnet
 import utils
 from attention_nets import (
     IMAGE_SIZES,
@@ -81,6 +82,9 @@ def main(argv=None):
     opt, _ = parser.parse(argv)
     check_options(opt)
     nets = load_nets(opt)
+    for path, net in zip(opt.weights, nets):
+        if opt.gradient and resnet.net_shape(net.params)[2] is None:
+            raise UserError(f'--gradient: {path} has no head (fc.*), so no loss to differentiate')
     maps = list(MAPS) if 'all' in opt.maps else list(dict.fromkeys(opt.maps))
     images, classes = find_images(opt, nets[0])
     rows = []
@@ -177,9 +181,10 @@ def look(image, net, maps, gradient, name, classes):
     """
     x = torch.from_numpy(image)[None]
     logits, groups = net.logits_and_groups(x)
+    # A net without a head answers nothing.
     names = class_names(net.records) or classes
-    names = names if len(names) == logits.shape[1] else []
-    predicted = int(logits.argmax())
+    names = names if logits is not None and len(names) == logits.shape[1] else []
+    predicted = None if logits is None else int(logits.argmax())
     known = name in classes and name in names
     target = names.index(name) if known else predicted
     found = {}

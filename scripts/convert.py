@@ -9,7 +9,7 @@
     # photographs -> logits
     python scripts/convert.py logs/resnet_18 net.onnx --normalize
 
-IN is a run folder or a weights file (.hkl, .pth, .pt7, .safetensors) of any net. If there is no
+IN is a run folder or a weights file of any net (see docs/weights.md). If there is no
 such path, it is a model of torchvision: resnet18, resnet34, resnet50, resnet101, resnet152 or
 wide_resnet50_2. Its first weights (IMAGENET1K_V1) are downloaded.
 
@@ -97,7 +97,10 @@ def main(argv=None):
             )
         size = opt.image_size or logged or (32 if small else 224)
         scale = (data.MEAN, data.STD) if small else (data.IMAGENET_MEAN, data.IMAGENET_STD)
-        export(f, params, size, scale if opt.normalize else None, file, class_names(records))
+        properties = {'layout': kind}
+        if classes := class_names(records):
+            properties['classes'] = json.dumps(classes)
+        export(f, params, size, scale if opt.normalize else None, file, properties)
         dtype = 'uint8' if opt.normalize else 'normalised float32'
         what += f', images [batch, 3, {size}, {size}] in {dtype}, cropped and resized by the caller'
     elif out.suffix != '.hkl':
@@ -215,10 +218,11 @@ class Graph(torch.nn.Module):
         return self.f(images, params, False)[0]
 
 
-def export(f, params, size, scale, file, classes=()) -> None:
-    """Writes the net as ONNX, for any number of images of that size; `scale`: (mean, std) of the
-    images, which are then uint8. The names of the classes, where they are known, go into its
-    metadata as JSON."""
+def export(f, params, size, scale, file, properties) -> None:
+    """Write the net as ONNX, for any number of images of that size.
+
+    scale: (mean, std) of the images, which are then uint8; properties: {name: text}, the metadata.
+    """
     if sum(v.nbytes for v in params.values()) > 2**31 - 2**24:
         raise UserError('OUT: ONNX holds at most 2 GiB, and this net has more; write .safetensors')
     images = torch.zeros(1, 3, size, size, dtype=torch.uint8 if scale else torch.float32)
@@ -229,13 +233,12 @@ def export(f, params, size, scale, file, classes=()) -> None:
         # The newer exporter (dynamo) needs onnxscript beside onnx, and puts the parameters into a
         # second file.
         torch.onnx.export(Graph(f, params, scale).eval(), (images,), file, dynamo=False, **options)
-    if classes:
-        import onnx
+    import onnx
 
-        model = onnx.load_from_string(file.getvalue())
-        onnx.helper.set_model_props(model, {'classes': json.dumps(classes)})
-        file.seek(0), file.truncate()
-        file.write(model.SerializeToString())
+    model = onnx.load_from_string(file.getvalue())
+    onnx.helper.set_model_props(model, properties)
+    file.seek(0), file.truncate()
+    file.write(model.SerializeToString())
 
 
 if __name__ == '__main__':

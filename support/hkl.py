@@ -3,7 +3,9 @@
 All errors are UserError without the file's name, see readers.reading.
 """
 
+import itertools
 import math
+import mmap
 import re
 import zlib
 
@@ -14,7 +16,11 @@ import torch
 from support.program import UserError
 
 SHUFFLE, FLETCHER32, GZIP, LZF = 2, 3, 1, 32000  # HDF5's numbers of filters
-MOST_CHUNK = 2**22  # bytes of a compressed chunk; h5py makes them 1 MiB at most
+MOST_CHUNK = 2**21  # bytes; h5py makes chunks of 1 MiB at most
+MOST_CHUNKS = 100_000  # of one dataset
+MOST_MEMBERS = 10_000  # of one group
+MOST_STRINGS = 300_000  # in heaps, see _check_heaps
+HEAP = b'GCOL\1\0\0\0'  # how HDF5 marks a heap of strings
 
 
 def open_nodes(h: h5py.File, file_size: int) -> tuple[dict, int]:
@@ -23,8 +29,7 @@ def open_nodes(h: h5py.File, file_size: int) -> tuple[dict, int]:
     Raises UserError with the name of what is not an array of numbers in this file, or claims more
     numbers than the file holds.
     """
-    # HDF5 can hang on a string of variable length in a damaged file, so the versions are not read.
-    # The groups and their marks tell as much.
+    # The groups and their marks tell as much as the strings with the versions, which are not read.
     if 'HICKLE_VERSION' in h.attrs:
         hickle_4 = 'base_type' in _member(h, 'data').attrs
         entries = _entries_nested(h, 'data', 'base_type') if hickle_4 else _entries_5(h)
@@ -43,45 +48,101 @@ def read(node: h5py.Dataset) -> torch.Tensor:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder('='), copy=False))
 
 
+def _check_heaps(path) -> None:
+    """Raise UserError if a heap of strings in the file is damaged: HDF5 can loop in it for ever."""
+    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        heap, n = data.find(HEAP), 0
+        while heap >= 0:
+            place, end = heap + 16, heap + int.from_bytes(data[heap + 8 : heap + 16], 'little')
+            while place + 16 <= end <= len(data):  # each string has 16 bytes before it
+                size = int.from_bytes(data[place + 8 : place + 16], 'little')
+                is_free_space = data[place : place + 2] == bytes(2)
+                needed = size if is_free_space else 16 + -(-size // 8) * 8
+                place, n = place + needed, n + 1
+                if not 16 <= needed or place > end or n > MOST_STRINGS:
+                    raise UserError('damaged (a heap of strings)')
+            heap, n = data.find(HEAP, heap + 1), n + 1
+
+
 def _check(name, node) -> bool:
     """Whether the dataset is compressed. Raises UserError if it does not hold what it claims."""
     if not isinstance(node, h5py.Dataset) or node.shape is None or node.dtype.kind not in 'fiu':
         _refuse(name, 'no dataset of numbers')
     if node.is_virtual or node.external:
         _refuse(name, 'stored in another file')
+    if node.chunks:
+        return _check_chunks(name, node)
+    if node.id.get_storage_size() < node.nbytes:
+        raise UserError(f'{name!r} claims more numbers than the file holds; refused')
+    return False
+
+
+def _check_chunks(name, node) -> bool:
     properties = node.id.get_create_plist()
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-    if not filters:
-        if node.id.get_storage_size() < node.nbytes:
-            raise UserError(f'{name!r} claims more numbers than the file holds; refused')
-        return False
-    if len(set(filters)) < len(filters) or not set(filters) <= {SHUFFLE, FLETCHER32, GZIP, LZF}:
+    # In h5py's order a chunk is unpacked once, and the packed bytes are those of the file.
+    in_order = [f for f in (SHUFFLE, GZIP, LZF, FLETCHER32) if f in filters]
+    if filters != in_order or {GZIP, LZF} <= set(filters):
         raise UserError(f'{name!r} has the HDF5 filters {filters}; only gzip and lzf are read')
-    chunk = math.prod(node.chunks) * node.dtype.itemsize
-    n = math.prod(-(-size // side) for size, side in zip(node.shape, node.chunks))
-    if chunk > MOST_CHUNK or n * chunk > 2 * node.nbytes + 2**20 or node.id.get_num_chunks() != n:
+    size = math.prod(node.chunks) * node.dtype.itemsize
+    n = math.prod(-(-length // side) for length, side in zip(node.shape, node.chunks))
+    chunks = []
+
+    def add(chunk):
+        chunks.append(chunk)
+        return len(chunks) > n or None  # whether to stop
+
+    if size <= MOST_CHUNK and n <= MOST_CHUNKS and n * size <= 2 * node.nbytes + 2**20:
+        node.id.chunk_iter(add)
+    if len(chunks) != n:
         raise UserError(f'{name!r} has chunks of implausible size or number; refused')
-    for i in range(n):
-        _check_chunk(name, node, i, chunk, filters)
-    return True
+    for chunk in chunks:
+        if chunk.size > size + size // 100 + 64:
+            raise UserError(f'{name!r} has a chunk that grew by compression; refused')
+        for kind, unpacks in (GZIP, _gzip_unpacks), (LZF, _lzf_unpacks):
+            if kind in filters and not chunk.filter_mask >> filters.index(kind) & 1:
+                _, raw = node.id.read_direct_chunk(chunk.chunk_offset)
+                if not unpacks(raw, size):
+                    raise UserError(f'{name!r} has a chunk that unpacks to another size; refused')
+    return GZIP in filters or LZF in filters
 
 
-def _check_chunk(name, node, i, chunk, filters):
-    info = node.id.get_chunk_info(i)
-    if info.size > 2 * chunk + 2**10:
-        raise UserError(f'{name!r} has a chunk that grew by compression; refused')
-    if GZIP in filters and not info.filter_mask >> filters.index(GZIP) & 1:
-        # HDF5 would inflate it to any size.
-        _, raw = node.id.read_direct_chunk(info.chunk_offset)
-        unpacker = zlib.decompressobj()
-        unpacker.decompress(raw, chunk + 8)
-        if not unpacker.eof:
-            raise UserError(f'{name!r} has a chunk that inflates to more than its size; refused')
+def _gzip_unpacks(raw: bytes, size: int) -> bool:
+    """Whether a chunk unpacks to that many bytes. HDF5 would unpack it to any size."""
+    unpacker = zlib.decompressobj()
+    return len(unpacker.decompress(raw, size + 1)) == size and unpacker.eof
 
 
-def _text(value) -> str:
-    value = value[0] if isinstance(value, (np.ndarray, list)) and len(value) else value
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _lzf_unpacks(raw: bytes, size: int) -> bool:
+    """Whether a chunk unpacks to about that many bytes. Behind it there may be a checksum."""
+    unpacked = i = 0
+    while i < len(raw) and unpacked <= 2 * size:
+        code = raw[i]
+        if code < 32:  # as many bytes and one more follow
+            unpacked, i = unpacked + code + 1, i + code + 2
+        else:  # a copy of bytes before it
+            length = code >> 5 if code < 224 else 7 + raw[i + 1]
+            unpacked, i = unpacked + length + 2, i + (2 if code < 224 else 3)
+    return unpacked <= 2 * size
+
+
+def _members(group) -> list:
+    """The keys of a group."""
+    keys = list(itertools.islice(group, MOST_MEMBERS + 1))
+    if len(keys) > MOST_MEMBERS:
+        raise UserError('has too many entries for weights')
+    return keys
+
+
+def _mark(node, name) -> str:
+    """The text of an attribute, alone or in an array."""
+    if name not in node.attrs:
+        return 'unmarked'
+    attribute = node.attrs.get_id(name)
+    if math.prod(attribute.shape) != 1 or attribute.dtype.itemsize > 1000:
+        return 'marked by no text'
+    (value,) = np.ravel(node.attrs[name]).tolist()
+    return value.decode(errors='replace') if isinstance(value, bytes) else str(value)[:100]
 
 
 def _member(group, key):
@@ -98,36 +159,44 @@ def _refuse(name, what):
 
 def _entries_nested(h, root, mark):
     """hickle 2 and 3 (groups data_0, attribute `type`) and 4 (groups data, `base_type`)."""
+    _check_heaps(h.filename)
     group = _member(h, root)
-    if _text(group.attrs.get(mark, '')) not in ('dict', "<class 'dict'>"):
-        _refuse(root, _text(group.attrs.get(mark, 'unmarked')))
-    for key in group:
+    if _mark(group, mark) not in ('dict', "<class 'dict'>"):
+        _refuse(root, _mark(group, mark))
+    for key in _members(group):
         name = key[1:-1] if re.fullmatch(r"'.*'", key) else key
         entry = _member(group, key)
-        if _text(entry.attrs.get(mark, '')) != 'dict_item':
-            _refuse(name, _text(entry.attrs.get(mark, 'unmarked')))
+        if _mark(entry, mark) != 'dict_item':
+            _refuse(name, _mark(entry, mark))
         node = _member(entry, root)
-        if _text(node.attrs.get(mark, '')) != 'ndarray':
-            _refuse(name, _text(node.attrs.get(mark, 'unmarked')))
+        if _mark(node, mark) != 'ndarray':
+            _refuse(name, _mark(node, mark))
         yield name, node
 
 
 def _entries_5(h):
-    """hickle 5: the type of a dataset refers to an entry of a table, which refers to its base type
-    by name."""
+    """hickle 5: the type of a dataset refers to an entry of a table, which refers to its base type,
+    another entry."""
+    table = _member(h, 'hickle_types_table')
+    types = {_member(table, key): key for key in _members(table)}
+
+    def referred(node, mark):
+        """The name in the table of what an attribute refers to."""
+        if mark in node.attrs and node.attrs.get_id(mark).dtype == h5py.ref_dtype:
+            reference = node.attrs[mark]
+            if isinstance(reference, h5py.Reference):
+                return types.get(h[reference])
+        return None
+
+    base_types = {key: referred(node, 'base_type') for node, key in types.items()}
 
     def base_type(node):
-        if not isinstance(node.attrs.get('type'), h5py.Reference):
-            return 'a pickle'
-        entry = h[node.attrs['type']]
-        if not isinstance(entry.attrs.get('base_type'), h5py.Reference):
-            return 'of unknown type'
-        return h[entry.attrs['base_type']].name.rsplit('/', 1)[-1]
+        return base_types.get(referred(node, 'type')) or 'of unknown type or a pickle'
 
     group = _member(h, 'data')
     if not isinstance(group, h5py.Group) or base_type(group) != 'dict':
         _refuse('data', base_type(group))
-    for key in group:
+    for key in _members(group):
         name = key[1:-1] if re.fullmatch('".*"', key) else key
         node = _member(group, key)
         if base_type(node) != 'ndarray':

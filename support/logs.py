@@ -68,9 +68,12 @@ def epoch_line(record: dict) -> str:
     if record['train_loss'] is not None:
         parts.append(f'train loss {record["train_loss"]:.3f} acc {accuracy(record["train_acc"])}')
     parts.append(f'test loss {record["test_loss"]:.3f} acc {accuracy(record["test_acc"])}')
-    if record['at_losses']:
+    if record['at_losses'] and record['beta']:
         losses = ' '.join(f'{v:.2e}' for v in record['at_losses'])
         parts.append(f'{record.get("method", "at")} {losses}')
+        if record['epoch'] <= 3:  # to judge --beta
+            share = record['epoch_beta'] * sum(record['at_losses']) / record['train_loss']
+            parts.append(f'transfer {share:.0%} of the loss')
     return ', '.join([*parts, f'{record["train_time"]:.1f} + {record["test_time"]:.1f} s'])
 
 

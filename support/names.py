@@ -6,6 +6,7 @@ Training programs store a net under a key ('state_dict'), with a prefix before e
 All errors are UserError without the file's name, see readers.reading.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,8 +19,10 @@ from utils import part
 
 # Parts of a name that torch's wrappers (DataParallel, DDP, compile, FSDP) may put anywhere into it.
 WRAPPERS = ('module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
-# What is beside a net: counters of batch norm, of thop and of torch's averaged models, and a loss.
-LEFT_OUT = r'(.*\.)?(num_batches_tracked|total_ops|total_params)|n_averaged|criterion\..*'
+# What is beside a net: counters of batch norm, of thop and of averages of weights, and a loss.
+LEFT_OUT = r'(.*\.)?(num_batches_tracked|total_ops|total_params)|n_averaged|steps|criterion\..*'
+# In the name of an average of weights: 'model_ema', 'ema_state_dict', 'ModelEMA'.
+AVERAGE = r'(?<![A-Za-z])ema(?![a-z])|EMA|Ema(?![a-z])'
 USUAL_KEYS = ('params', 'state_dict', 'model', 'model_state_dict', 'net')
 # A name that all nets of a kind have, and whose names these are.
 ANCHORS = {
@@ -31,6 +34,9 @@ ANCHORS = {
     'block1.layer.0.conv1.weight': 'RepDistiller',
 }
 MOST_LEVELS = 6  # of keys
+# A small file can hold the same dict very often.
+MOST_PLACES = MOST_ITEMS = 1000  # nets, and entries of a list
+MOST_NAMES = 100_000  # entries of a dict of tensors
 
 
 class Place(NamedTuple):
@@ -46,7 +52,11 @@ class Place(NamedTuple):
         return '.'.join([*map(str, self.keys), self.prefix]).strip('.')
 
     def is_average(self) -> bool:
-        return re.search(r'(^|[._])ema([._]|$)', self.label()) is not None
+        return re.search(AVERAGE, self.label()) is not None
+
+    def is_published_student(self) -> bool:
+        """Whether the published code calls a student so, which it stores beside its teacher."""
+        return self.keys in ((), ('params',)) and self.prefix == 'student.' and not self.wrappers
 
 
 class Found(NamedTuple):
@@ -60,66 +70,74 @@ class Found(NamedTuple):
 def find(values, key: str = '') -> Found:
     """The net in the values of a file (see readers.Contents), or in their part `key`.
 
-    An average of weights gives way to the weights, and a teacher to its student. Raises UserError
-    with the names if there are several nets, or something that is not understood.
+    An average of weights gives way to the weights, and a teacher of the published code to its
+    student. Raises UserError with the names if there are several nets, or something that is not
+    understood.
     """
+    start = ()
     if key:
-        values = pick(values, key)
-    places = list(_places(values))
+        values, start = pick(values, key), (key,)
+    places = list(itertools.islice(_places(values, start, {}), MOST_PLACES))
     chosen = [place for place in places if not place.is_average()] or places
-    students = [p for p in chosen if _teacher_prefix(p) in {q.prefix for q in chosen}]
-    if len(students) == 1 and len(chosen) == 2:
+    students = [place for place in chosen if place.is_published_student()]
+    if students and {place.prefix for place in chosen} == {'student.', 'teacher.'}:
         chosen = students
     if len({(id(p.table), p.prefix) for p in chosen}) > 1:
-        labels = [place.label() or '(top level)' for place in chosen]
+        labels = [place.label() for place in chosen]
         raise UserError(
-            f'holds several nets ({listing(labels)}): choose one by FILE:KEY, such as '
-            f'FILE:{labels[-1]}'
+            f'holds several nets ({listing([label or "(top level)" for label in labels], 8)}): '
+            f'choose one by FILE:KEY, such as FILE:{next(filter(None, labels))}'
         )
-    place = chosen[0] if chosen else _usual_place(values)
-    return Found(_tensors(place), place.naming, _note(place, places))
+    place = chosen[0] if chosen else _usual_place(values, start)
+    return Found(_tensors(place, places), place.naming, _note(place, places, key))
 
 
 def pick(values, key: str):
-    """The part `key` of the values of a file: keys of dicts in dicts and a prefix of names, joined
-    by dots. Raises UserError with the keys that there are."""
-    found, rest = values, key
+    """The part `key` of the values of a file: keys of dicts in dicts and a prefix of names, with or
+    without WRAPPERS, joined by dots. Raises UserError with the keys that there are."""
+    found, rest = values, key.rstrip('.')
     while rest:
         entries = _entries(found)
         inner = [k for k in entries if f'{rest}.'.startswith(f'{k}.') and _entries(entries[k])]
         if inner:
             longest = max(inner, key=lambda k: len(str(k)))
             found, rest = entries[longest], rest[len(str(longest)) + 1 :]
-        elif part(_without_wrappers(entries)[0], rest):
-            return part(_without_wrappers(entries)[0], rest)
-        else:
+            continue
+        named = _part(entries, rest) or _part(_without_wrappers(entries)[0], rest)
+        if not named:
             raise UserError(f'has no part {key!r} of tensors; it has {listing(list(entries), 8)}')
+        return named
     return found
 
 
 def _entries(value) -> dict:
     """{key: value} of a dict or list, {} of anything else."""
     if isinstance(value, (list, tuple)) and not isinstance(value, Stored):
-        return dict(enumerate(value))
+        return dict(enumerate(value)) if len(value) <= MOST_ITEMS else {}
     return value if isinstance(value, dict) else {}
 
 
-def _places(values) -> Iterator[Place]:
-    """The nets in dicts in dicts, by their anchors."""
-    known, level = {}, [((), values)]  # known: the places of each dict, by its id
-    for _ in range(MOST_LEVELS):
-        inner = []
-        for keys, value in level:
-            entries = _entries(value)
-            if id(value) not in known:
-                known[id(value)] = _places_in(entries)
-                inner += [((*keys, key), v) for key, v in entries.items()]
-            yield from (place._replace(keys=keys) for place in known[id(value)])
-        level = inner
+def _has_tensors(entries: dict) -> bool:
+    return any(isinstance(value, Stored) for value in entries.values())
+
+
+def _part(table: dict, name: str) -> dict:
+    return part({k: v for k, v in table.items() if isinstance(k, str)}, name)
+
+
+def _places(values, keys: tuple, known: dict) -> Iterator[Place]:
+    """The nets in dicts in dicts, by their anchors. known: the places of each dict, by its id."""
+    entries, is_new = _entries(values), id(values) not in known
+    if is_new:
+        known[id(values)] = _places_in(entries)
+    yield from (place._replace(keys=keys) for place in known[id(values)])
+    if is_new and len(keys) < MOST_LEVELS:
+        for key, value in entries.items():
+            yield from _places(value, (*keys, key), known)
 
 
 def _places_in(entries: dict) -> list[Place]:
-    if not any(isinstance(v, Stored) for v in entries.values()):
+    if not _has_tensors(entries):
         return []
     (table, wrappers), prefixes = _without_wrappers(entries), {}
     for name in table:
@@ -130,18 +148,25 @@ def _places_in(entries: dict) -> list[Place]:
     return [Place((), table, wrappers, *found) for found in prefixes.items()]
 
 
-def _usual_place(values) -> Place:
+def _usual_place(values, start: tuple) -> Place:
     """Where programs store a net, for one that is not known here."""
-    keys, table = (), _entries(values)
-    while key := next((k for k in USUAL_KEYS if _entries(table.get(k))), None):
-        keys, table = (*keys, key), _entries(table[key])
+    keys, table = start, _entries(values)
+    for _ in range(MOST_LEVELS):
+        inner = [k for k in USUAL_KEYS if _entries(table.get(k))]
+        if not inner and not _has_tensors(table):
+            inner = [k for k, v in table.items() if _has_tensors(_entries(v))]
+            inner = inner if len(inner) == 1 else []
+        if inner:
+            keys, table = (*keys, inner[0]), _entries(table[inner[0]])
     table, wrappers = _without_wrappers(table)
-    return Place(keys, table, wrappers, 'student.' if part(table, 'student') else '')
+    return Place(keys, table, wrappers, 'student.' if _part(table, 'student') else '')
 
 
 def _without_wrappers(table: dict) -> tuple[dict, list]:
     """(the dict with names without WRAPPERS, those of them that it had)."""
     renamed, found = {}, set()
+    if len(table) > MOST_NAMES:
+        raise UserError(f'has a dict of {len(table):,} entries, too many for a net')
     for name, value in table.items():
         words = str(name).split('.')
         found |= set(WRAPPERS).intersection(words)
@@ -153,19 +178,32 @@ def _without_wrappers(table: dict) -> tuple[dict, list]:
     return renamed, sorted(found)
 
 
-def _teacher_prefix(student: Place) -> str:
-    """The prefix of the teacher that the published code stores beside a student."""
-    around, student, _ = f'.{student.prefix}'.rpartition('.student.')
-    return f'{around}.teacher.'.removeprefix('.') if student else 'no student'
+def _stem(prefix: str) -> str:
+    """'ema.' of 'ema.backbone.': what an average holds beside its net belongs to it."""
+    found = re.match(rf'.*?({AVERAGE})[^.]*\.', prefix)
+    return found[0] if found else prefix
 
 
-def _tensors(place: Place) -> dict:
-    """{name: Stored} of the net. Raises UserError if something else is in or beside it."""
-    prefix = place.prefix
+def _tensors(place: Place, places: list) -> dict:
+    """{name: Stored} of the net. Raises UserError if something else is in or beside it, but for
+    the other places, which find has left out."""
+    if not _has_tensors(place.table) and any(map(_entries, place.table.values())):
+        raise UserError(
+            f'holds no net where programs store one; it has {listing(list(place.table), 8)}: '
+            'choose a dict of tensors by FILE:KEY, or save the state_dict of the net'
+        )
     for name in place.table:
         if not isinstance(name, str):
             raise UserError(f'{name!r} is the name of an entry, not text')
-    named = {k: v for k, v in place.table.items() if not re.fullmatch(LEFT_OUT, k)}
+    prefix = place.prefix
+    others = {_stem(p.prefix) for p in places if p.table is place.table and p.prefix != prefix}
+    if place.is_published_student():
+        others.add('teacher.')
+    named = {
+        k: v
+        for k, v in place.table.items()
+        if not re.fullmatch(LEFT_OUT, k) and not k.startswith(tuple(others))
+    }
     inside = {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
     outside = [k for k in named if not k.startswith(prefix)]
     if prefix.endswith('backbone.'):  # of mmpretrain
@@ -173,7 +211,7 @@ def _tensors(place: Place) -> dict:
         if head.keys() == {'fc.weight', 'fc.bias'} and not head.keys() & inside.keys():
             inside |= head
             outside = [k for k in outside if not k.endswith(('head.fc.weight', 'head.fc.bias'))]
-    if outside and not any(k.startswith(_teacher_prefix(place)) for k in named):
+    if outside:
         raise UserError(
             f'has {len(outside)} entries beside the net {place.label()!r} that are not understood '
             f'({listing(outside)}): to take the net alone, give FILE:{place.label()}'
@@ -187,9 +225,9 @@ def _tensors(place: Place) -> dict:
     return inside
 
 
-def _note(place: Place, places: list) -> str:
-    """What find has taken, for a line."""
-    notes = [f'took {place.label()}'] if place.label() else []
+def _note(place: Place, places: list, key: str) -> str:
+    """What find has taken of the part `key`, for a line."""
+    notes = [f'took {place.label()}'] if place.label() != key.rstrip('.') else []
     if place.wrappers:
         notes.append(f'removed {", ".join(place.wrappers)} from the names')
     left = [p.label() for p in places if p is not place]

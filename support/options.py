@@ -123,6 +123,17 @@ def group_list(n: int):
 # ------------------------ the options of both training scripts
 
 
+def add_validate(add) -> None:
+    """Add --validate to a group of options by its add_argument."""
+    add(
+        '--validate',
+        default=0,
+        type=number(int, 0),
+        metavar='N',
+        help='hold out N training images and report on them instead of the test set (default: 0)',
+    )
+
+
 def add_loss_options(add, paper_alpha: str) -> None:
     """Add --alpha, --temperature and --beta to a group of options by its add_argument.
 
@@ -142,7 +153,7 @@ def add_loss_options(add, paper_alpha: str) -> None:
     add(
         '--beta',
         type=number(low=0),
-        help='weight of the transfer loss (default: 1e+3 if only a teacher is given, else 0)',
+        help='transfer weight; 4x as strong at half the image side (1e+3 with only a teacher)',
     )
 
 
@@ -218,7 +229,7 @@ def add_training_options(parser, batch_size, lr, weight_decay, published, lr_dec
     add(
         '--evaluate',
         metavar='PATH',
-        help='test a run folder or a weights file (.hkl, .pth, .pt7, .safetensors), and stop',
+        help='test a run folder or a weights file (see docs/weights.md) and stop',
     )
     add(
         '--tensorboard',

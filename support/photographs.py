@@ -58,6 +58,13 @@ class Photographs:
         self.opt, self.device = opt, device
         self.broken = set()  # indices of the images that --skip_broken has replaced
 
+    def part(self, chosen: torch.Tensor) -> 'Photographs':
+        """The photographs for which `chosen`, bool [images], is True."""
+        folder = {name: [] for name in self.classes}
+        for i in chosen.nonzero()[:, 0].tolist():
+            folder[self.classes[self.labels[i]]].append(self.files[i])
+        return Photographs(folder, self.opt, self.device)
+
     def batches(self, batches, view):
         """Yield (images, labels) on the device for each index tensor of `batches`.
 
@@ -131,10 +138,14 @@ class Sets(NamedTuple):
 
 
 def open_sets(opt, device) -> Sets:
-    """The training and validation photographs of --imagenetpath. Raises UserError as
-    data.scan_folder does."""
+    """The training and validation photographs of --imagenetpath; with --validate both are parts
+    of the training set. Raises UserError as data.scan_folder and data.held_out do."""
     folders = scan_photographs(opt.imagenetpath, say=ranks.print_first)
-    return Sets(*(Photographs(folder, opt, device) for folder in folders))
+    sets = Sets(*(Photographs(folder, opt, device) for folder in folders))
+    if opt.validate:
+        out = data.held_out(sets.train.labels, opt.validate)
+        sets = Sets(sets.train.part(~out), sets.train.part(out))
+    return sets
 
 
 def check_images(sets: Sets, opt) -> None:

@@ -4,15 +4,17 @@ A pickle is a program for a small stack machine, and Python's own machine import
 the program names. This one imports and calls nothing: an object of a class becomes a StandIn.
 """
 
+import io
 import pickletools
 from collections.abc import Callable
 from typing import NamedTuple
 
-# A few bytes of a file can ask for many times as much memory, so the sums are limited.
-MOST_OPCODES = 4_000_000
-MOST_OBJECTS = 1_000_000  # containers and stand-ins
-MOST_BYTES = 2**24  # of one pickle
-MOST_AT_ONCE = 2**24  # of one string
+# A few bytes of a file can ask for much memory and time, so the sums are limited. The checkpoint of
+# a large net has 100,000 instructions and 20,000 objects.
+MOST_OPCODES = 1_000_000
+MOST_OBJECTS = 300_000  # changes of containers, calls, and entries of lists in calls
+MOST_BYTES = 2**24  # of the pickles of a file
+MOST_LETTERS = 1000  # of a key, or of the name of a class
 
 
 class Name(NamedTuple):
@@ -33,38 +35,16 @@ class StandIn(dict):
         self.name = name
 
 
-class Limited:
-    """A binary file that refuses to read too much at once, whatever length an entry claims."""
+def load(data: io.BytesIO, build: Callable, persistent: Callable):
+    """The object of the pickle that starts here in the data, which are left behind its end.
 
-    def __init__(self, file):
-        self.file = file
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-    def read(self, size=-1):
-        data = (
-            b'' if size > MOST_AT_ONCE else self.file.read(MOST_AT_ONCE + 1 if size < 0 else size)
-        )
-        if max(size, len(data)) > MOST_AT_ONCE:
-            raise ValueError('an entry is too long')
-        return data
-
-    def readline(self):
-        return self.file.readline(MOST_AT_ONCE)
-
-
-def load(file: Limited, build: Callable, persistent: Callable):
-    """The object of the pickle that starts here in the file, which is left behind its end.
-
-    build(name, arguments): the result of a call, or NotImplemented for a StandIn; persistent(id):
-    the object of a persistent id. Raises ValueError, IndexError, or whatever pickletools raises if
-    the pickle is damaged or too large.
+    data: MOST_BYTES or less. build(name, arguments): the result of a call, or NotImplemented
+    for a StandIn; persistent(id): the object of a persistent id. Raises ValueError, IndexError, or
+    whatever pickletools raises if the pickle is damaged or too large.
     """
-    machine, start = _Machine(build, persistent), file.tell()
-    for i, (opcode, argument, place) in enumerate(pickletools.genops(file)):
-        objects = machine.objects
-        if i > MOST_OPCODES or objects > MOST_OBJECTS or place - start > MOST_BYTES:
+    machine = _Machine(build, persistent)
+    for i, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if i > MOST_OPCODES or machine.objects > MOST_OBJECTS:
             raise ValueError('it holds too many objects')
         if opcode.name == 'STOP':
             return machine.stack.pop()
@@ -128,18 +108,16 @@ class _Machine:
             items = self.pop_many(2) if op == 'SETITEM' else self.above_mark()
             self.add_items(items, to=stack.pop())
         elif op == 'GLOBAL':
-            stack.append(Name(*argument.split(' ', 1)))
+            stack.append(_name(*argument.split(' ', 1)))
         elif op == 'STACK_GLOBAL':
-            module, name = self.pop_many(2)
-            if not isinstance(module, str) or not isinstance(name, str):
-                raise ValueError('a name is not text')
-            stack.append(Name(module, name))
+            stack.append(_name(*self.pop_many(2)))
         elif op == 'BINPERSID':
             stack.append(self.persistent(stack.pop()))
         elif op in ('REDUCE', 'NEWOBJ', 'NEWOBJ_EX'):
             name, arguments, *_ = self.pop_many(3 if op == 'NEWOBJ_EX' else 2)
             if not isinstance(name, Name) or not isinstance(arguments, tuple):
                 raise ValueError('it calls what is no function')
+            self.objects += sum(len(a) for a in arguments if isinstance(a, list))
             made = self.build(name, arguments)
             stack.append(StandIn(str(name)) if made is NotImplemented else made)
         elif op == 'BUILD':
@@ -163,6 +141,21 @@ class _Machine:
     def add_items(self, items, to):
         if not isinstance(to, dict) or len(items) % 2:
             raise ValueError('it has entries of no dict')
-        # A tuple of tuples of tuples may take for ever to hash, and no weights have such a key.
-        to.update((k, v) for k, v in zip(items[::2], items[1::2]) if isinstance(k, (str, int)))
+        to.update((k, v) for k, v in zip(items[::2], items[1::2]) if is_key(k))
         self.stack.append(to)
+
+
+def _name(module, name) -> Name:
+    if not all(isinstance(part, str) and len(part) <= MOST_LETTERS for part in (module, name)):
+        raise ValueError('the name of a class is not text, or too long')
+    return Name(module, name)
+
+
+def is_key(value) -> bool:
+    """Whether it is a key of a dict as weights have them. Others are left out: tuples of tuples and
+    huge numbers take very long to hash. Raises ValueError if it is a very long text."""
+    if isinstance(value, str):
+        if len(value) > MOST_LETTERS:
+            raise ValueError('it has a key that is too long')
+        return True
+    return isinstance(value, int) and value.bit_length() < 64

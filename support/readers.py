@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import h5py
-import numpy as np
 import safetensors
 import torch
 
 from support import hkl
-from support.pickles import Limited, Name, StandIn, load
+from support.pickles import MOST_BYTES, Name, StandIn, is_key, load
 from support.program import UserError
 
-MOST_BYTES = 2**32  # of the tensors that are read from one file
-MOST_HEADER = 2**24  # bytes of the header of a .safetensors file
+MOST_OF_TENSORS = 2**32  # bytes that are read from one file
+MOST_HEADER = 2**22  # bytes of the header of a .safetensors file
+MOST_MEMBERS = 50_000  # of an archive
 
 
 class Stored(NamedTuple):
@@ -53,7 +53,7 @@ def opened(path):
     safetensors; hickle 2 to 5. Raises UserError that names the file and its fault, or says what
     it is instead.
     """
-    with contextlib.ExitStack() as stack, reading(path):
+    with reading(path), contextlib.ExitStack() as stack:
         file = stack.enter_context(_open(path))
         head, size = file.read(512), os.path.getsize(path)
         limit = 2 * size + 2**26
@@ -70,7 +70,7 @@ def opened(path):
             values = _safetensors(stack, path, header_bytes)
         else:
             raise UserError(_what_else(path, head))
-        yield Contents(values, min(limit, MOST_BYTES))
+        yield Contents(values, min(limit, MOST_OF_TENSORS))
 
 
 def read_all(stored: dict, limit: int) -> dict:
@@ -111,7 +111,7 @@ def _tensors(values) -> dict:
 def _with_tensors(value, known: dict):
     """The value with tensors in place of Stored ones. known: {id: copy}, of values seen before
     too, because a small file can hold the same list very often."""
-    if id(value) in known or not isinstance(value, (dict, list, tuple)):
+    if id(value) in known or not isinstance(value, (dict, list, tuple)) or isinstance(value, Name):
         return known.get(id(value), value)
     if isinstance(value, dict):
         copy = {k: _with_tensors(v, known) for k, v in value.items()}
@@ -202,7 +202,7 @@ class _Torch:
     """Tensors of torch.save. Subclasses find the bytes of a storage."""
 
     def __init__(self, limit):
-        self.limit, self.buffers, self.storages = limit, {}, {}
+        self.limit, self.buffers, self.taken, self.storages = limit, {}, 0, {}
 
     def find(self, storage: _Storage):
         """Raise ValueError unless the file holds as many bytes as it claims for the storage."""
@@ -211,31 +211,36 @@ class _Torch:
         """Read the bytes of the storage."""
 
     def persistent(self, identity):
-        kind, *rest = identity
-        if kind != 'storage':
-            return StandIn(str(kind)[:40])
-        name, key, _, numel, *view = rest
-        if name.name not in _DTYPES:
-            return StandIn(str(name))
-        if type(numel) is not int or numel < 0:
-            raise ValueError('a storage has an impossible size')
-        storage = self.storages[key] = _Storage(key, _DTYPES[name.name], numel)
-        if view and view[0] is not None:
-            _, start, numel = view[0]
-            storage = storage._replace(start=start)
-        return storage
+        """The _Storage of ('storage', type, key, device, numel), and before torch 1.6 of a view
+        (key, start, numel) or None."""
+        if not isinstance(identity, tuple) or len(identity) not in (5, 6):
+            return StandIn('a persistent object')
+        _, kind, key, _, numel, *view = identity
+        if not isinstance(kind, Name) or kind.name not in _DTYPES:
+            return StandIn('a storage of unknown type')
+        if not isinstance(key, str):  # a tuple of tuples of tuples may take for ever to hash
+            return StandIn('a storage of unknown key')
+        _, start, _ = view[0] if view and view[0] is not None else (None, 0, None)
+        _check_counts(numel, start)
+        self.storages[key] = _Storage(key, _DTYPES[kind.name], numel, start)
+        return self.storages[key]
 
     def build(self, name: Name, arguments: tuple):
         """The result of a call, see pickles.load: tensors and what holds plain values."""
         function = str(name)
+        if re.fullmatch(r'torch\._?tensor\._rebuild_from_type(_v2)?', function):
+            inner, kind, arguments = arguments[:3]
+            if kind not in (Name('torch', 'Tensor'), Name('torch.nn.parameter', 'Parameter')):
+                return NotImplemented
+            function = str(inner) if isinstance(inner, Name) else ''
         if function == 'collections.OrderedDict':
             return dict(*arguments) if _are_pairs(*arguments) else {}
-        if function == 'torch.Size':
-            return tuple(*arguments)
-        if function == '_codecs.encode':  # how protocol 2 writes bytes
+        if function == 'torch.Size' and isinstance(arguments[0], tuple):
+            return arguments[0]
+        if function == '_codecs.encode' and len(arguments[0]) <= 16:  # how protocol 2 writes bytes
             return arguments[0].encode('latin-1')
-        if function == 'numpy.dtype':
-            return Name('numpy.dtype', str(arguments[0])[:9])
+        if function == 'numpy.dtype' and isinstance(arguments[0], str):
+            return Name('numpy.dtype', arguments[0][:9])
         if re.fullmatch(r'numpy\.(_core|core)\.multiarray\.scalar', function):
             return _numpy_number(*arguments)
         dense = re.fullmatch(r'torch\._utils\._rebuild_tensor(_v2|_v3)?', function)
@@ -244,18 +249,14 @@ class _Torch:
             return self.tensor(*arguments[:4], dtype)
         if function.startswith('torch._utils._rebuild_parameter'):
             return arguments[0]
-        if re.fullmatch(r'torch\._?tensor\._rebuild_from_type(_v2)?', function):
-            rebuild, kind, inner = arguments[:3]
-            if str(kind) in ('torch.Tensor', 'torch.nn.parameter.Parameter'):
-                return self.build(rebuild, inner)
         return NotImplemented
 
     def tensor(self, storage, offset, size, stride, dtype=None) -> Stored:
         """Raises ValueError if it claims more than its storage holds."""
-        dtype = storage.dtype if dtype is None else getattr(torch, dtype.name)
-        numbers = [offset, *size, *stride]
-        if len(size) != len(stride) or not all(type(v) is int and v >= 0 for v in numbers):
+        dtype = storage.dtype if dtype is None else vars(torch).get(dtype.name)
+        if not isinstance(dtype, torch.dtype) or not len(size) == len(stride) <= 64:
             raise ValueError('a tensor has impossible sizes')
+        _check_counts(offset, *size, *stride)
         offset, numel = offset + storage.start, math.prod(size)
         last = offset + sum((n - 1) * s for n, s in zip(size, stride))
         held = storage.nbytes // dtype.itemsize
@@ -272,18 +273,23 @@ class _Torch:
     def buffer(self, storage) -> torch.Tensor:
         """The bytes of a storage."""
         if storage.key not in self.buffers:
-            taken = sum(v.numel() for v in self.buffers.values()) + storage.nbytes
-            if taken > self.limit:
+            self.taken += storage.nbytes
+            if self.taken > self.limit:
                 raise ValueError(f'its storages take more than {self.limit} bytes')
-            buffer = np.empty(storage.nbytes, np.uint8)
-            self.fill(storage, memoryview(buffer))
-            self.buffers[storage.key] = torch.from_numpy(buffer)
+            buffer = torch.empty(storage.nbytes, dtype=torch.uint8)
+            self.fill(storage, memoryview(buffer.numpy()))
+            self.buffers[storage.key] = buffer
         return self.buffers[storage.key]
 
 
-def _are_pairs(pairs=(), *more) -> bool:
-    return all(
-        isinstance(p, (list, tuple)) and len(p) == 2 and isinstance(p[0], str) for p in pairs
+def _check_counts(*numbers):
+    if not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
+        raise ValueError('a tensor has impossible sizes')
+
+
+def _are_pairs(pairs=None, *more) -> bool:
+    return isinstance(pairs, list) and all(
+        isinstance(p, (list, tuple)) and len(p) == 2 and is_key(p[0]) for p in pairs
     )
 
 
@@ -294,15 +300,34 @@ def _numpy_number(dtype, raw=b''):
     return struct.unpack(formats[dtype.name], raw)[0] if known else NotImplemented
 
 
+class _Limited:
+    """A file for zipfile that refuses to read too much at once, whatever length the list of the
+    archive's members claims."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def read(self, size=-1):
+        data = self.file.read(min(size, MOST_BYTES) if size >= 0 else MOST_BYTES)
+        if len(data) == MOST_BYTES:
+            raise ValueError('an entry is too long')
+        return data
+
+
 @contextlib.contextmanager
 def _zip(file):
     """The archive of torch.save. Raises UserError if it is another one."""
     try:
-        archive = zipfile.ZipFile(Limited(file))
+        archive = zipfile.ZipFile(_Limited(file))
     except zipfile.BadZipFile as e:
         raise UserError('is cut off: an archive without its end; copy it again') from e
     with archive:
         members = archive.infolist()
+        if len(members) > MOST_MEMBERS:
+            raise UserError(f'has {len(members)} members, too many for weights')
         names = {m.filename.partition('/')[2] for m in members}
         if any(m.filename.endswith('.npy') for m in members):
             raise UserError('is an archive of numpy arrays; save them by torch.save')
@@ -310,7 +335,7 @@ def _zip(file):
             raise UserError('is a TorchScript program; save the state_dict of the net')
         if 'data.pkl' not in names:
             raise UserError('is a zip archive, but not of torch.save; unpack it first')
-        if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+        if any(m.compress_type or m.compress_size != m.file_size for m in members):
             raise UserError('has compressed members, which torch.save never writes')
         yield archive
 
@@ -330,8 +355,8 @@ class _Archive(_Torch):
             and self.archive.read(self.members['byteorder']) != b'little'
         ):
             raise UserError('was written on a big-endian machine')
-        pickle = Limited(io.BytesIO(archive.read(self.members['data.pkl'])))
-        self.values = load(pickle, self.build, self.persistent)
+        pickle = archive.read(self.members['data.pkl'])
+        self.values = load(io.BytesIO(pickle), self.build, self.persistent)
 
     def find(self, storage):
         if self.members[f'data/{storage.key}'].file_size < storage.nbytes:
@@ -348,14 +373,15 @@ class _Legacy(_Torch):
 
     def __init__(self, file, limit):
         super().__init__(limit)
-        self.file = Limited(file)
+        self.file = file
         self.file.seek(0)
+        pickles = io.BytesIO(file.read(MOST_BYTES))
         _, _, system, self.values, keys = (
-            load(self.file, self.build, self.persistent) for _ in range(5)
+            load(pickles, self.build, self.persistent) for _ in range(5)
         )
         if not system.get('little_endian', True):
             raise UserError('was written on a big-endian machine')
-        places, place, size = {}, self.file.tell(), os.path.getsize(file.name)
+        places, place, size = {}, pickles.tell(), os.path.getsize(file.name)
         for key in keys:
             # A storage is its number of elements, then the elements.
             self.file.seek(place)

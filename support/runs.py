@@ -7,11 +7,14 @@ import argparse
 import contextlib
 import math
 import os
+import shlex
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import utils
 from support import devices, logs, ranks
@@ -37,7 +40,9 @@ class Run:
     about: dict = field(default_factory=dict)  # what every log line says of the run
     curves: object = None  # a tensorboard writer
     progress: str = ''  # how far the last checkpoint is
+    notes: list = field(default_factory=list)  # lines to print when training begins
     started: float = 0.0  # when the epoch began, on the monotonic clock
+    clock: tuple | None = None  # (time, epochs done) from which on the speed is measured
     lock: int = -1  # a descriptor of the run folder
 
     def __post_init__(self):
@@ -66,7 +71,7 @@ class Run:
                     f'--resume: the {name} of {option[name]} is not what the run began with; '
                     'bring that back, or begin anew in another --save'
                 )
-        self.facts['teacher_test_acc'] = old.get('teacher_test_acc')
+        self.facts |= {k: old[k] for k in ('teacher_test_acc', 'passed') if k in old}
 
     def restore(self, initial: dict, key: str = 'params') -> dict:
         """The checkpoint's tensors, with requires_grad as in `initial`, or `initial` of a new run.
@@ -116,6 +121,34 @@ class Run:
         """The seconds of the epoch so far; 0 if none was started."""
         return time.monotonic() - self.started if self.started else 0.0
 
+    def time_left(self, share: float) -> str:
+        """'2:30:00 left' of the run, after that share of the epoch; '' at the first call, from
+        which on the speed is measured."""
+        done, now = self.epoch + share, time.monotonic()
+        if self.clock is None:
+            self.clock = now, done
+        began, done_then = self.clock
+        if done == done_then:
+            return 'time left unknown'
+        left = (now - began) / (done - done_then) * (self.opt.epochs - done)
+        return f'{tqdm.format_interval(left)} left'
+
+    def rates(self) -> str:
+        """The learning rate and its drops within this run, for a line."""
+        opt = self.opt
+        drops = [str(step) for step in opt.epoch_step if step <= opt.epochs]
+        where = f'epoch{"s" * (len(drops) > 1)} {", ".join(drops)}'
+        return f'lr {opt.lr:g}' + (f', times {opt.lr_decay_ratio:g} at {where}' if drops else '')
+
+    def print_end(self) -> None:
+        """Say where the weights are, and the commands that test and convert them."""
+        save, program = shlex.quote(self.opt.save), shlex.quote(sys.argv[0])
+        convert = shlex.quote(str(Path(sys.argv[0]).parent / 'scripts' / 'convert.py'))
+        ranks.print_first(
+            f'weights: {self.opt.save}/model.hkl. Test them: python {program} --evaluate {save}. '
+            f'Convert them: python {convert} {save} net.onnx'
+        )
+
     @contextlib.contextmanager
     def opened(self):
         """Hold the run folder: create and lock it, and make its files agree with the checkpoint.
@@ -128,6 +161,8 @@ class Run:
             self.lock = ranks.all_or_none(
                 lambda: stack.enter_context(folder) if ranks.rank() == 0 else None
             )
+            for note in self.notes:
+                ranks.print_first(note)
             if opt.tensorboard and ranks.rank() == 0:
                 self.curves = logs.open_curves(opt.save, self.log)
             try:
@@ -195,6 +230,21 @@ class Run:
                 logs.write_curves(self.curves, record)
         self.progress = f'after epoch {epoch} of {self.opt.epochs}'
         ranks.print_first(logs.epoch_line(record))
+        self.compare_with_teacher(epoch, stats['test_acc'])
+
+    def compare_with_teacher(self, epoch: int, acc) -> None:
+        """Warn once if the student's test accuracy has passed its teacher's."""
+        acc = acc[0] if isinstance(acc, list) else acc
+        teacher = self.facts['teacher_test_acc']
+        if teacher is None or not epoch or acc <= teacher or self.facts.get('passed'):
+            return
+        self.facts['passed'] = True
+        ranks.print_first(
+            f'warning: after epoch {epoch} the student ({acc:.2f} %) is better than its teacher '
+            f'({teacher:.2f} %). A teacher should be better than its student: take a larger one, '
+            'or train it longer',
+            sys.stderr,
+        )
 
 
 # ------------------------ start
@@ -219,10 +269,13 @@ def begin(opt, given: set, parser, complete) -> Run | None:
             print(f'{opt.save}: finished, {checkpoint["epoch"]} of {opt.epochs} epochs are done')
         return None
     check_writable(opt.save)  # a finished run may lie on a read-only disk
-    print(f'run folder: {opt.save}')
+    run = Run(opt, checkpoint, here)
+    run.notes.append(f'run folder: {opt.save}')
+    if checkpoint:
+        run.notes.append(f'resuming {run.progress}')
     if opt.beta and not checkpoint and 'beta' not in given:
-        print('a teacher, and neither --alpha nor --beta: training with --beta 1e+3')
-    return Run(opt, checkpoint, here)
+        run.notes.append('neither --alpha nor --beta given: using --beta 1e+3')
+    return run
 
 
 def find_checkpoint(opt, given: set, parser, complete) -> tuple:

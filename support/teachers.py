@@ -47,16 +47,17 @@ def load_teacher(run: runs.Run, option: str, load: Callable) -> Net | None:
     )
 
 
-def warn_of_training(source: str, records: list, validate: int = 0, dataset: str = '') -> None:
+def warn_of_training(source: str, records: list, validate: int, option: str, value: str) -> None:
     """Print a warning if the teacher's log says that its training was cut off, or that it has
-    trained on the images that --validate holds out of `dataset`."""
+    trained on the images that --validate holds out. Its data are the same if `option` has that
+    value in the log."""
     last = records[-1] if records else {}
     epoch, epochs = (last.get(name) for name in ('epoch', 'epochs'))
     if type(epoch) is type(epochs) is int and epoch < epochs:
         text = f'has stopped at epoch {epoch} of {epochs}'
         ranks.print_first(f'warning: teacher {source} {text}', sys.stderr)
     held_out = last.get('validate', 0)
-    if type(held_out) is int and held_out < validate and last.get('dataset') == dataset:
+    if type(held_out) is int and held_out < validate and last.get(option) == value:
         ranks.print_first(
             f'warning: teacher {source} was trained on images that --validate {validate} holds '
             f'out, so that results on them mean little: train it with --validate {validate} too',
@@ -106,8 +107,8 @@ def can_be_tested(source: str, teacher: Net, classes: list) -> bool:
 
 
 def warn_of_accuracy(source: str, net: Net, acc: float, images: int, expected=None) -> None:
-    """Print a warning if the test accuracy of a net from a file shows that it is broken, or is
-    another function than the names of its parameters say: nothing else does.
+    """Print a warning if the test accuracy of a net shows that it is broken, untrained, or another
+    function than the names of its parameters say. Nothing else shows it.
 
     acc: in per cent, on so many images; expected: the accuracy that is known of it. It should not
     be three standard errors below that, and should be three above chance.
@@ -125,11 +126,13 @@ def warn_of_accuracy(source: str, net: Net, acc: float, images: int, expected=No
         but = f'not clearly above chance, {chance:.2f} % for {num_classes} classes'
     else:
         return
-    ranks.print_first(
-        f'warning: {source} has test accuracy {acc:.2f} %, {but}: are these its weights, and does '
-        'it expect such images (RGB, normalised as here) and classes in this order?',
-        sys.stderr,
+    ask = (
+        'are these its weights, and does it expect such images (RGB, normalised as here) and these '
+        'classes in this order?'
     )
+    if net.records and not known:
+        ask = 'it has little to teach'
+    ranks.print_first(f'warning: {source} has test accuracy {acc:.2f} %, {but}: {ask}', sys.stderr)
 
 
 def print_evaluation(

@@ -84,8 +84,11 @@ def load_net_for(option: str, source, layouts: tuple, otherwise: str) -> Net:
 
 
 def run_folder(source) -> Path | None:
-    """The run folder that `source` is, or whose weights it is; None for other weights files."""
-    file, _ = split_key(source)
+    """The run folder that `source` is, or whose weights it is; None for other weights files and
+    for FILE:KEY, which can be the teacher beside a run's student."""
+    file, key = split_key(source)
+    if key:
+        return None
     if os.path.isdir(file):
         return file
     of_run = file.name in ('model.hkl', 'model.pt7') and os.path.exists(file.parent / 'log.txt')
@@ -199,13 +202,35 @@ def load_params(source) -> dict:
 
 def _load(source) -> tuple[dict, str]:
     """(params, naming of the file, see names.ANCHORS)."""
+    tensors, naming = _read(source)
+    return {names.to_ours(k, naming): v for k, v in tensors.items()}, naming
+
+
+def _read(source) -> tuple[dict, str]:
+    """(tensors under the names of the file, its naming)."""
     path, key = split_key(source)
     with readers.opened(path) as contents:
         found = names.find(contents.values, key)
         tensors = readers.read_all(found.tensors, contents.limit)
     if found.note:
         program.say_once(f'{source}: {found.note}')
-    return {names.to_ours(k, found.naming): v for k, v in tensors.items()}, found.naming
+    return tensors, found.naming
+
+
+def load_into(module: torch.nn.Module, source) -> None:
+    """Load a weights file, or FILE:KEY, into a torch module of any kind. Raises UserError that
+    names the file and what does not fit."""
+    tensors, _ = _read(source)
+    try:
+        missing, unknown = module.load_state_dict(tensors, strict=False)
+    except RuntimeError as e:  # other shapes
+        raise UserError(f'{source}: does not fit the net: {str(e)[:300]}') from e
+    for what, unfit in (
+        ('lacks', [k for k in missing if not k.endswith('num_batches_tracked')]),
+        ('has more than the net', unknown),
+    ):
+        if unfit:
+            raise UserError(f'{source}: {what}: {listing(unfit)}')
 
 
 def stated_accuracy(source) -> float | None:

@@ -115,6 +115,12 @@ def make_folder_set(root, n=4):
     return root
 
 
+def warnings_of(done):
+    """The lines on stderr of a program, without what it says of the weak teachers of these tests:
+    they are hardly better than chance."""
+    return [line for line in done.stderr.splitlines() if 'not clearly above chance' not in line]
+
+
 def picture(file):
     """The picture in a file, which must show something."""
     image = cv2.imread(str(file))

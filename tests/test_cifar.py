@@ -29,7 +29,15 @@ import nin
 import resnet
 import utils
 from programs import run_script
-from samples import evaluated, log_of, records_of, same_weights, weights_of, words
+from samples import (
+    evaluated,
+    log_of,
+    records_of,
+    same_weights,
+    warnings_of,
+    weights_of,
+    words,
+)
 from support import logs, program, runs, weights
 from support.program import UserError
 
@@ -133,7 +141,7 @@ def test_a_teacher_writes_log_model_and_checkpoint(home):
 def test_a_student_learns_from_its_teacher_and_keeps_it_out_of_its_weights(home):
     options = '--teacher_id teacher --alpha 0.9 --beta 1e+3 --epochs 2'
     done = trained(home, '--save logs/both', options)
-    assert done.stderr == ''
+    assert warnings_of(done) == []
     assert 'teacher teacher: test accuracy' in done.stdout
     last = records_of(home / 'logs/both')[-1]
     assert len(last['at_losses']) == 3 and all(v > 0 for v in last['at_losses'])
@@ -389,7 +397,22 @@ def test_a_teacher_that_is_not_what_its_log_says_is_noticed(home):
     # An accuracy that the published code could not measure is not compared.
     log = home / 'logs/broken/log.txt'
     log.write_text(re.sub(r'"test_acc": [0-9.]+', '"test_acc": NaN', log.read_text()))
-    assert not trained(home, '--save logs/of_nan --teacher_id broken --epochs 1').stderr
+    done = trained(home, '--save logs/of_nan --teacher_id broken --epochs 1')
+    assert warnings_of(done) == []
+
+
+def test_a_teacher_without_a_head_teaches_by_its_maps_alone(home):
+    params = weights_of(home / 'logs/teacher')
+    headless = {k: v for k, v in params.items() if not k.startswith('fc.')}
+    weights.save_params(home / 'headless.hkl', headless)
+    done = trained(home, '--save logs/of_headless --teacher_id headless.hkl --epochs 1')
+    assert 'has no head, so that its accuracy is not tested' in done.stdout
+    (record,) = records_of(home / 'logs/of_headless')
+    assert len(record['at_losses']) == 3 and record['teacher_test_acc'] is None
+    for options in '--alpha 0.9', '--method grad --beta 1':
+        done = command(home, '--save logs/none --teacher_id headless.hkl --epochs 1', options)
+        assert done.returncode == 2 and 'the net has no head' in done.stderr
+        assert not (home / 'logs/none').exists()
 
 
 def test_a_run_folder_of_the_published_code_teaches_and_is_evaluated(home):
@@ -406,7 +429,9 @@ def test_a_run_folder_of_the_published_code_teaches_and_is_evaluated(home):
     line += f'"at_losses": [[0.1, NaN]], "test_acc": {acc}}}'
     (folder / 'log.txt').write_text(f'json_stats: {line}\n')
     done = trained(home, '--save logs/of_published --teacher_id published --epochs 1')
-    assert done.stderr == ''
+    assert warnings_of(done) == [
+        'logs/published/model.pt7: took params.student; left out params.teacher'
+    ]
     assert evaluated(trained(home, '--evaluate logs/published').stdout)['test_acc'] == acc
 
 
@@ -458,7 +483,7 @@ def test_adapters_train_resume_and_stay_out_of_the_weights(home):
     whole, parts = home / 'logs/factt_whole', home / 'logs/factt_parts'
     trained(home, '--save', whole, options, '--epochs 2')
     for epochs in '--epochs 1', '--epochs 2 --resume':
-        assert trained(home, '--save', parts, options, epochs).stderr == ''
+        assert warnings_of(trained(home, '--save', parts, options, epochs)) == []
     assert same_weights(whole, parts)
     assert log_of(whole, ('save', 'epochs')) == log_of(parts, ('save', 'epochs'))
     own = resnet.wrn(10, 0.5, 3)[1]
@@ -484,7 +509,7 @@ def test_what_differentiates_twice_goes_on_to_the_same_bits(home, method):
     trained(home, '--save', whole, options, '--epochs 2')
     for epochs in '--epochs 1', '--epochs 2 --resume':
         done = trained(home, '--save', parts, options, epochs)
-        assert done.stderr == ''
+        assert warnings_of(done) == []
         assert 'which is not compiled' in done.stdout and f', {method} ' in done.stdout
     assert same_weights(whole, parts)
     assert log_of(whole, ('save', 'epochs')) == log_of(parts, ('save', 'epochs'))
@@ -502,7 +527,7 @@ def test_a_checkpoint_from_before_adapters_goes_on(home):
     torch.save(checkpoint, run / 'checkpoint.pt')
     error = refused(home, '--save', run, '--epochs 2 --resume --method minl2 --beta 1')
     assert 'differs from the run' in error
-    assert trained(home, '--save', run, '--epochs 2 --resume').stderr == ''
+    assert warnings_of(trained(home, '--save', run, '--epochs 2 --resume')) == []
     assert len(records_of(run)) == 2
 
 
@@ -521,7 +546,7 @@ def test_beta_decays_as_logged_and_the_run_cannot_be_made_longer(home):
 @pytest.mark.parametrize('method', ['sym', 'minl2'])
 def test_methods_without_a_teacher(home, method):
     done = trained(home, f'--method {method} --beta 1 --epochs 1 --save logs/{method}')
-    assert done.stderr == ''
+    assert warnings_of(done) == []
     (last,) = records_of(home / f'logs/{method}')
     assert len(last['at_losses']) == 1 and last['at_losses'][0] > 0
     assert last['teacher_test_acc'] is None
@@ -532,7 +557,7 @@ def test_what_is_differentiated_twice_is_not_compiled_and_says_so(home):
     for folder, extra in zip(folders, ([], ['--compile'])):
         options = '--method grad --teacher_id teacher --beta 1 --epochs 1'
         done = trained(home, '--save', folder, options, *extra)
-        assert done.stderr == ''
+        assert warnings_of(done) == []
         assert ('--compile: --method grad differentiates twice' in done.stdout) == bool(extra)
     assert same_weights(*folders)
 
@@ -546,7 +571,7 @@ def test_nets_of_either_family_teach_either(home):
         ('nin_of_nin', f'{small} --teacher_id nin --no_pool_relu'),
     ):
         done = trained(home, f'--save logs/{name} --epochs 1', options)
-        assert done.stderr == ''
+        assert warnings_of(done) == []
         last = records_of(home / f'logs/{name}')[-1]
         assert last['net'] == ('wrn' if name == 'wrn_of_nin' else 'nin')
         assert len(last['at_losses']) == (0 if name == 'nin' else 3)
@@ -691,8 +716,7 @@ def test_a_loss_that_becomes_nan_keeps_the_last_good_epoch(home, tmp_path, capsy
     monkeypatch.setattr(cifar, 'make_loss', make_nan)
     save = tmp_path / 'run'
     assert main('--teacher_id teacher --epochs 3 --save', save) == 1
-    error = capsys.readouterr().err
-    assert error.count('\n') == 1
+    *_, error = capsys.readouterr().err.splitlines()
     assert 'epoch 2, step 2: not finite: at_loss of group 2 nan;' in error
     assert runs.load_checkpoint(save)['epoch'] == len(records_of(save)) == 1
 

@@ -293,3 +293,15 @@ def test_torchvisions_weights_are_fetched_once_and_checked(nets, tmp_path, monke
     # torchvision finds the same file, and every name is a model of its own.
     assert torchvision.models.ResNet50_Weights.IMAGENET1K_V1.get_state_dict().keys()
     assert all(torchvision.models.get_model_weights(m).IMAGENET1K_V1 for m in convert.MODELS)
+
+
+def test_a_net_without_a_head_becomes_weights_and_no_graph(nets, tmp_path, capsys):
+    params = weights.load_params(nets['resnet18'])
+    headless = {k: v for k, v in params.items() if not k.startswith('fc.')}
+    weights.save_params(tmp_path / 'headless.hkl', headless)
+    out = run(tmp_path / 'headless.hkl', tmp_path / 'headless.pth')
+    found = weights.load_params(out)
+    assert found.keys() == headless.keys()
+    assert all(torch.equal(found[k], v) for k, v in headless.items())
+    error = refused(convert.main, [tmp_path / 'headless.hkl', tmp_path / 'net.onnx'], capsys)
+    assert 'has no head' in error and not (tmp_path / 'net.onnx').exists()

@@ -384,12 +384,12 @@ def test_a_bar_reaches_the_terminal_while_decoders_are_silent():
     try:
         with (
             contextlib.redirect_stderr(tty),
-            data.progress(3, 'epoch 1', mininterval=0) as bar,
+            data.Progress(3, 'epoch 1') as bar,
             data.quiet_decoders(),
         ):
             os.write(2, b'chatter')
             bar.update(3)
-            bar.refresh()
+            bar.bar.refresh()
             shown = b''
             while b'3/3' not in shown and select.select([terminal], [], [], 10)[0]:
                 shown += os.read(terminal, 1 << 16)

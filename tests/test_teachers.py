@@ -41,6 +41,40 @@ def test_other_classes_are_named(num_classes, classes, capsys):
     assert 'other classes' in capsys.readouterr().out
 
 
+def without_head(net):
+    return net._replace(params={k: v for k, v in net.params.items() if not k.startswith('fc.')})
+
+
+def test_a_net_without_a_head_is_not_tested_and_refused_where_its_outputs_count(capsys):
+    net = without_head(a_net())
+    with pytest.raises(UserError, match=r'--evaluate x: the net has no head \(fc'):
+        teachers.check_classes('--evaluate x', net, PETS)
+    assert not teachers.can_be_tested('x', net, PETS)
+    assert capsys.readouterr().out == 'teacher x: has no head, so that its accuracy is not tested\n'
+
+
+# Of 400 images, three standard errors are 7.5 points at 50 %.
+@pytest.mark.parametrize(
+    'acc, expected, warning',
+    [
+        (57.5, None, 'not clearly above chance, 50.00 % for 2 classes'),
+        (57.6, None, ''),
+        (80.0, 88.0, 'far below the 88.0 % that are known of it'),
+        (80.0, 87.0, ''),
+        (90.0, 70.0, ''),
+        (80.0, 'nonsense', ''),
+        (80.0, float('nan'), ''),
+    ],
+)
+def test_an_accuracy_that_a_sound_net_would_not_have_is_noticed(acc, expected, warning, capsys):
+    teachers.warn_of_accuracy('teacher x', a_net(), acc, 400, expected)
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f'warning: teacher x has test accuracy {acc:.2f} %, {warning}' * bool(warning)
+    )
+    assert bool(error) == bool(warning)
+
+
 def test_a_student_of_its_teachers_shape_draws_other_initial_values():
     def drawn(teacher=None, **options):
         opt = argparse.Namespace(**{'seed': 0, 'depth': 10, 'width': 1.0} | options)

@@ -1,0 +1,98 @@
+"""Class names and probabilities of image files, by a trained net.
+
+    python examples/classify.py logs/scenes_at_18 photo1.jpg photo2.jpg
+    python examples/classify.py net.onnx photo.jpg
+
+NET is a run folder, a weights file, or an ONNX file that scripts/convert.py wrote with --normalize.
+Photographs are resized and cropped as imagenet.py tests them. For a net of cifar.py the whole image
+is resized.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data
+import resnet
+from support import program
+from support.logs import class_names
+from support.options import Parser, number
+from support.photographs import centre_view
+from support.program import UserError, printable
+from support.weights import load_net
+
+SMALL = ('wrn', 'nin')  # layouts of cifar.py
+
+parser = Parser(__doc__)
+add = parser.add_argument
+add('net', metavar='NET', help='run folder, weights file, or ONNX file')
+add('images', nargs='+', metavar='IMAGE', help='image files')
+add('--top', default=3, type=number(int, 1), metavar='N', help='classes to print (default: 3)')
+add('--image_size', type=number(int, 8, 1024), help='side of the crops (default: as in training)')
+
+
+def open_net(opt):
+    """(logits of uint8 images [B, H, W, 3], layout, image size, class names) of NET."""
+    f, params, records = load_net(opt.net)
+    layout, (_, _, num_classes) = resnet.layout(params), resnet.net_shape(params)
+    if num_classes is None:
+        raise UserError(f'NET {opt.net}: has no head (fc.*), so it knows no classes')
+    scale = (data.MEAN, data.STD) if layout in SMALL else (data.IMAGENET_MEAN, data.IMAGENET_STD)
+
+    def logits(images):
+        return f(data.normalize(torch.from_numpy(images), *scale), params, False)[0]
+
+    size = records[0].get('image_size') if records else None
+    return logits, layout, size or (32 if layout in SMALL else 224), class_names(records)
+
+
+def open_onnx(opt):
+    """The same of an ONNX file."""
+    try:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(opt.net, providers=['CPUExecutionProvider'])
+    except Exception as e:  # the classes of its errors are not documented
+        raise UserError(f'NET {opt.net}: {str(e)[:300]}') from e
+    images, properties = session.get_inputs()[0], session.get_modelmeta().custom_metadata_map
+    size = images.shape[-1]
+    if images.type != 'tensor(uint8)':
+        raise UserError(f'NET {opt.net}: takes {images.type}; convert it with --normalize')
+    if opt.image_size not in (None, size):
+        raise UserError(f'--image_size {opt.image_size}: {opt.net} takes {size} alone')
+
+    def logits(images):
+        return torch.from_numpy(session.run(None, {'images': images.transpose(0, 3, 1, 2)})[0])
+
+    classes = json.loads(properties.get('classes', '[]'))
+    return logits, properties.get('layout'), size, classes
+
+
+def view(file, layout, size):
+    """uint8 [size, size, 3] RGB."""
+    if layout in SMALL:
+        return cv2.resize(data.decode(file), (size, size), interpolation=cv2.INTER_AREA)
+    return centre_view(file, size)
+
+
+def main(argv=None):
+    opt, _ = parser.parse(argv)
+    onnx = Path(opt.net).suffix.lower() == '.onnx'
+    logits, layout, size, classes = (open_onnx if onnx else open_net)(opt)
+    size = opt.image_size or size
+    for file in opt.images:
+        with torch.inference_mode():
+            p = logits(np.stack([view(file, layout, size)])).softmax(1)[0]
+        best = p.topk(min(opt.top, len(p)))
+        names = [classes[i] if classes else f'class {i}' for i in best.indices.tolist()]
+        found = ', '.join(f'{name} {100 * v:.1f} %' for name, v in zip(names, best.values.tolist()))
+        print(printable(f'{file}: {found}'))
+
+
+if __name__ == '__main__':
+    sys.exit(program.call_main(main))

@@ -1,0 +1,67 @@
+"""The outputs of layers of torch modules, for transfer.py."""
+
+import torch
+from modules import Net
+
+from support.program import UserError
+
+
+class Watched:
+    """Keeps the outputs of layers of a net, in the order of `layers`, at each call.
+
+    It first tries the net on a black image of that size. Raises UserError if the net does not take
+    it or has no such layer.
+    """
+
+    def __init__(self, net: Net, layers: list, size: int):
+        known = dict(net.module.named_modules(remove_duplicate=False))
+        self.outputs = [None] * len(layers)
+        for i, layer in enumerate(layers):
+            if layer not in known:
+                raise UserError(f'{net.source}: has no layer {layer}; --list prints its layers')
+            known[layer].register_forward_hook(lambda _, __, x, i=i: self.keep(i, x))
+        try:
+            with torch.no_grad():
+                net.module.eval()
+                net(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+        except (AssertionError, RuntimeError, ValueError) as e:
+            fails = f'{net.source}: fails on images of {size}x{size}, see --image_size'
+            raise UserError(f'{fails}: {str(e)[:300]}') from e
+
+    def keep(self, i: int, x) -> None:
+        self.outputs[i] = x
+
+    def maps(self) -> list:
+        """The outputs as [B, C, H, W]."""
+        return [as_maps(x) for x in self.outputs]
+
+
+def watch(net: Net, layers: list, size: int) -> Watched:
+    """Watched layers, each of which must have maps. Raises UserError if one has none."""
+    watched = Watched(net, layers, size)
+    for layer, x in zip(layers, watched.outputs):
+        if not has_maps(x):
+            raise UserError(f'{net.source}: layer {layer} has no maps; --list prints those that do')
+    return watched
+
+
+def print_layers(net: Net, size: int) -> None:
+    """Print the layers whose outputs have maps, with the outputs' shapes."""
+    layers = [name for name, _ in net.module.named_modules() if name]
+    for layer, x in zip(layers, Watched(net, layers, size).outputs):
+        if has_maps(x):
+            print(f'{layer:40} {tuple(x.shape)}')
+
+
+def has_maps(x) -> bool:
+    """Whether a layer's output is more than one vector for each image."""
+    return torch.is_tensor(x) and x.dim() in (3, 4) and as_maps(x)[0, 0].numel() > 1
+
+
+def as_maps(x: torch.Tensor) -> torch.Tensor:
+    """Activations [B, C, H, W] of square images. NHWC and the tokens of a ViT [B, N, C], with class
+    tokens before the H*W patches, are arranged so."""
+    if x.dim() == 4:
+        return x.permute(0, 3, 1, 2) if x.shape[1] == x.shape[2] != x.shape[3] else x
+    side = int(x.shape[1] ** 0.5)
+    return x[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))

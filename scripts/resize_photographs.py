@@ -1,0 +1,112 @@
+"""Write a smaller copy of a folder of photographs, for a slow disk or large originals.
+
+    python scripts/resize_photographs.py ~/photos ~/photos_256 --side 256
+
+IN has train/CLASS/* and val/CLASS/* (or test), and so has OUT. A photograph whose shorter side has
+more than --side pixels becomes a JPEG whose shorter side has as many. Smaller JPEGs are copied.
+Repeat a command that was stopped: it writes what is missing.
+"""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import cv2
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data
+from prepare import unwritten, write_photograph
+from support import program
+from support.files import check_writable, write_text
+from support.options import Parser, number
+from support.photographs import Box, decode_part, resize, scan_photographs
+from support.program import Stopped, UserError
+
+parser = Parser(__doc__)
+add = parser.add_argument
+add('source', metavar='IN', help='folder of the originals')
+add('out_dir', metavar='OUT', help='folder of the copy')
+add(
+    '--side',
+    default=256,
+    type=number(int, 32, 4096),
+    metavar='N',
+    help='pixels of the shorter side; tests at --image_size S use S * 256/224 (default: 256)',
+)
+add('--quality', default=95, type=number(int, 1, 100), help='of the JPEGs (default: 95)')
+add('--nthread', default=0, type=number(int, 0, 1024), help='CPU threads (default: one per core)')
+
+
+def main(argv=None):
+    program.expect_one_process(argv)
+    opt, _ = parser.parse(argv)
+    source, out = os.path.realpath(opt.source), os.path.realpath(opt.out_dir)
+    if os.path.commonpath([source, out]) in (source, out):
+        raise UserError(f'OUT {opt.out_dir}: must lie outside of IN {opt.source}')
+    files = find_files(opt.source)
+    check_writable(opt.out_dir, 'OUT')
+    check_settings(opt)
+    missing = unwritten(opt.out_dir, files, resume=True)
+    write = partial(write_smaller, opt, files)
+    try:
+        data.in_threads(write, missing, 'resizing', opt.nthread)
+    except Stopped as e:
+        e.hint = 'repeat the command to write the rest'
+        raise
+    print(f'{opt.out_dir}: {len(files):,} photographs, {len(missing):,} of them written now')
+
+
+def find_files(source) -> dict:
+    """{path in OUT: file in IN}. Raises UserError if two would have the same path."""
+    found = {}
+    for folder in scan_photographs(source, 'IN'):
+        for file in (file for files in folder.values() for file in files):
+            path = os.path.relpath(file, source)
+            if not is_jpeg(path):
+                path += '.jpg'
+            if path in found:
+                raise UserError(f'IN {source}: {file} and {found[path]} would both become {path}')
+            found[path] = file
+    return found
+
+
+def is_jpeg(path) -> bool:
+    return path.lower().endswith(('.jpg', '.jpeg'))
+
+
+def check_settings(opt) -> None:
+    """Raise UserError if OUT was begun with another --side or --quality."""
+    note, settings = Path(opt.out_dir, '.resized'), f'--side {opt.side} --quality {opt.quality}'
+    if os.path.lexists(note):
+        before = note.read_text(errors='replace')
+        if before != settings:
+            raise UserError(f'OUT {opt.out_dir}: was begun with {before}; choose a new folder')
+    elif os.path.isdir(opt.out_dir) and os.listdir(opt.out_dir):
+        raise UserError(f'OUT {opt.out_dir}: is not empty; choose a new folder')
+    Path(opt.out_dir).mkdir(parents=True, exist_ok=True)
+    write_text(note, settings)
+
+
+def write_smaller(opt, files: dict, path: str) -> None:
+    """Write the copy of one photograph. Raises UserError that names the file if it is broken."""
+    file, size = files[path], None
+
+    def whole(height, width):
+        nonlocal size
+        size = height, width
+        return Box(0, 0, height, width)
+
+    image = decode_part(file, whole, (opt.side, opt.side))
+    shorter = min(size)
+    if shorter <= opt.side and is_jpeg(file):
+        raw = data.read_image(file)
+    else:
+        if shorter > opt.side:
+            image = resize(image, tuple(max(1, round(n * opt.side / shorter)) for n in size))
+        raw = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, opt.quality])[1].tobytes()
+    write_photograph(Path(opt.out_dir, path), raw)
+
+
+if __name__ == '__main__':
+    sys.exit(program.call_main(main))
