@@ -13,7 +13,7 @@ from typing import NamedTuple
 # a large net has 100,000 instructions and 20,000 objects.
 MOST_OPCODES = 1_000_000
 MOST_OBJECTS = 300_000  # changes of containers, calls, and entries of lists in calls
-MOST_BYTES = 2**24  # of the pickles of a file
+MOST_BYTES = 2**28  # of the pickles of a file; a log of every step may be in them
 MOST_LETTERS = 1000  # of a key, or of the name of a class
 
 

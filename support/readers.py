@@ -28,6 +28,7 @@ from support.program import UserError
 MOST_OF_TENSORS = 2**32  # bytes that are read from one file
 MOST_HEADER = 2**22  # bytes of the header of a .safetensors file
 MOST_MEMBERS = 50_000  # of an archive
+MOST_AT_ONCE = 2**24  # bytes of its list of members
 
 
 class Stored(NamedTuple):
@@ -311,8 +312,8 @@ class _Limited:
         return getattr(self.file, name)
 
     def read(self, size=-1):
-        data = self.file.read(min(size, MOST_BYTES) if size >= 0 else MOST_BYTES)
-        if len(data) == MOST_BYTES:
+        data = self.file.read(min(size, MOST_AT_ONCE) if size >= 0 else MOST_AT_ONCE)
+        if len(data) == MOST_AT_ONCE:
             raise ValueError('an entry is too long')
         return data
 
@@ -350,22 +351,26 @@ class _Archive(_Torch):
         for member in self.members.values():
             if member.CRC == 0:  # torch can leave checksums out
                 del member.CRC
-        if (
-            'byteorder' in self.members
-            and self.archive.read(self.members['byteorder']) != b'little'
-        ):
+        if 'byteorder' in self.members and self.read('byteorder') != b'little':
             raise UserError('was written on a big-endian machine')
-        pickle = archive.read(self.members['data.pkl'])
-        self.values = load(io.BytesIO(pickle), self.build, self.persistent)
+        self.values = load(io.BytesIO(self.read('data.pkl')), self.build, self.persistent)
+
+    def read(self, name) -> bytearray:
+        data = bytearray(min(self.members[name].file_size, self.limit, MOST_BYTES))
+        self.read_member(name, memoryview(data))
+        return data
+
+    def read_member(self, name, buffer):
+        with self.archive.open(self.members[name]) as member:
+            _read_into(member, buffer)
+            member.read(1)  # the end: the checksum is compared
 
     def find(self, storage):
         if self.members[f'data/{storage.key}'].file_size < storage.nbytes:
             raise ValueError(f'storage {storage.key} is shorter than its tensors say')
 
     def fill(self, storage, buffer):
-        with self.archive.open(self.members[f'data/{storage.key}']) as member:
-            _read_into(member, buffer)
-            member.read(1)  # the end: the checksum is compared
+        self.read_member(f'data/{storage.key}', buffer)
 
 
 class _Legacy(_Torch):

@@ -16,10 +16,11 @@ from support import logs, photographs, program, weights
 
 sys.path[:0] = [str(ROOT / 'examples'), str(ROOT / 'scripts')]
 import classify
-import convert
 import layers
 import modules
 import transfer
+
+import convert
 
 CLASSES = ['beach', 'city', 'wood']
 NETS = '''
@@ -75,13 +76,14 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('examples')
     make_photographs(folder / 'set', CLASSES, train=6, val=2)
     (folder / 'nets.py').write_text(NETS)
-    (folder / 'resnet.py').write_text(NETS)
+    (folder / 'resnet.py').write_text(NETS)  # a name of this repository
     return folder
 
 
 @pytest.fixture
 def home(folder, monkeypatch):
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)  # of '.' Python keeps the folder at its first import
     monkeypatch.delitem(sys.modules, 'nets', raising=False)
     if not (folder / 'large.pth').exists():
         torch.manual_seed(1)
@@ -339,7 +341,7 @@ def trained(tmp_path_factory):
     torch.manual_seed(3)
     _, params = resnet.resnet(18, 0.25, 3)
     params = {k: v.detach() for k, v in params.items()}
-    params['fc.weight'] *= 8
+    params['fc.weight'] *= 0.02
     (folder / 'run').mkdir()
     weights.save_params(folder / 'run/model.hkl', params)
     weights.save_params(folder / 'alone.hkl', params)

@@ -246,6 +246,44 @@ def test_the_weights_of_a_run_are_tested_as_the_run_is(home, run, capsys):
     assert found[0]['test_loss'] == pytest.approx(last['test_loss'])
 
 
+def test_a_run_that_holds_images_out_is_tested_on_them(home, run, capsys):
+    held_out, seen = '--validate 9 --epochs 1', []
+    for name, options in ('teacher9', '--seed 3'), ('student9', '--teacher_params logs/teacher9'):
+        assert run(held_out, options, f'--save logs/{name}') == 0
+        out, err = capsys.readouterr()
+        assert '33 images of 3 classes' in out and 'holds out' not in err
+        record = records_of(home / f'logs/{name}')[0]
+        assert record['validate'] == 9
+        assert run('--evaluate', f'logs/{name}') == 0
+        tested = evaluated(capsys.readouterr().out)
+        assert [tested[k] for k in ('validate', 'test_loss')] == [9, record['test_loss']]
+        assert run('--validate 0 --evaluate', f'logs/{name}') == 0
+        other = evaluated(capsys.readouterr().out)
+        assert other['validate'] == 0 and other['test_loss'] != record['test_loss']
+        seen.append(record['data_crc32'])
+    assert seen[0] == seen[1], 'the same images whatever the seed'
+
+
+def test_a_teacher_that_has_seen_what_validate_holds_out_is_warned_of(home, run, capsys):
+    assert run('--epochs 1 --save logs/saw_all') == 0
+    assert run('--epochs 1 --validate 12 --save logs/saw_less') == 0
+    shutil.copytree(home / 'set', home / 'same')
+    for teacher, more, warned in (
+        ('saw_all', '--seed 0', True),
+        ('saw_less', '--seed 0', False),
+        ('saw_all', '--imagenetpath same', False),
+    ):
+        capsys.readouterr()
+        save = f'--save logs/of_{teacher}{len(more)}'
+        taught = f'--teacher_params logs/{teacher} --validate 9 --epochs 0'
+        assert run(taught, more, save) == 0
+        error = capsys.readouterr().err
+        trained = f'teacher logs/{teacher} was trained on images that --validate 9 holds out'
+        assert (trained in error) == warned, error
+    assert run('--validate 1') == 2
+    assert '--validate 1: must leave images of each of 3 classes' in capsys.readouterr().err
+
+
 def test_evaluate_recognises_every_layout(home, run, capsys):
     net, params = torchvision_net(18, num_classes=3)
     torch.save(net.state_dict(), home / 'tv.pth')

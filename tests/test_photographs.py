@@ -233,6 +233,67 @@ def test_broken_photographs_are_listed(tmp_path):
     assert [fault and fault.split(':')[0] for fault in faults] == [None, *files[1:]]
 
 
+# ------------------------ --validate
+
+
+def opened(root, n, **changes):
+    """The sets of --validate n."""
+    changes = {'imagenetpath': str(root), 'validate': n} | changes
+    return photographs.open_sets(options(**changes), torch.device('cpu'))
+
+
+def make_uneven(root):
+    """Photographs of 12, 8 and 4 training images a class."""
+    make_photographs(root, train=12, val=2)
+    for name, n in ('city', 8), ('wood', 4):
+        for i in range(n, 12):
+            (root / 'train' / name / f'{i}.jpg').unlink()
+    return root
+
+
+@pytest.mark.parametrize('n, held_out', [(4, [2, 1, 1]), (6, [3, 2, 1]), (12, [6, 4, 2])])
+def test_validate_holds_out_of_each_class_its_share(n, held_out, tmp_path):
+    whole, (train, val) = opened(root := make_uneven(tmp_path / 'set'), 0), opened(root, n)
+    assert torch.bincount(val.labels).tolist() == held_out and len(val.files) == n
+    assert not set(train.files) & set(val.files)
+    assert sorted(train.files + val.files) == sorted(whole.train.files)
+    for part in train, val:
+        assert part.classes == ['beach', 'city', 'wood']
+        named = [Path(file).parent.name for file in part.files]
+        assert [part.classes[label] for label in part.labels] == named
+    assert len(whole.val.files) == 6 and all('/val/' in file for file in whole.val.files)
+
+
+def test_validate_holds_out_the_same_images_whatever_the_seed(tmp_path):
+    root = make_uneven(tmp_path / 'set')
+    first = opened(root, 6, seed=0)
+    torch.manual_seed(5), np.random.seed(5)
+    for again in opened(root, 6, seed=5), opened(root, 6, image_size=32, nthread=2):
+        assert again.val.files == first.val.files and again.train.files == first.train.files
+    names = {Path(file).name for file in first.val.files}
+    assert names != {f'{i}.jpg' for i in range(3)}, 'they are drawn, not the first of each class'
+
+
+@pytest.mark.parametrize('n', [1, 2, 22, 24, 100])
+def test_validate_must_leave_images_of_each_class_on_both_sides(n, tmp_path):
+    with pytest.raises(UserError, match=rf'--validate {n}: must leave images .*\(24 in all\)'):
+        opened(make_uneven(tmp_path / 'set'), n)
+
+
+def test_a_part_has_the_chosen_photographs_and_counts_its_own_broken_ones(tmp_path):
+    files = with_broken(tmp_path, 40, 6)
+    whole, _ = loaded(files, options())
+    chosen = torch.arange(40) % 4 == 0
+    part, rest = whole.part(chosen), whole.part(~chosen)
+    assert part.files == whole.files[::4] and part.labels.equal(whole.labels[::4])
+    assert len(rest.files) == 30 and part.opt is whole.opt and part.classes == whole.classes
+    assert not part.broken and len(whole.broken) == 6
+    for _ in part.batches([torch.arange(10)], view):
+        pass
+    broken = [file for file in files[:6] if file in part.files]
+    assert [part.files[i] for i in sorted(part.broken)] == broken and len(whole.broken) == 6
+
+
 # ------------------------ extreme shapes
 
 

@@ -400,7 +400,7 @@ def write_bomb_of_a_pickle(path):
 
 
 def write_long_text_in_a_pickle(path):
-    write_archive(path, b'\x80\x02}X\x01\0\0\0aX' + struct.pack('<I', 2**27) + b'x' * 2**27 + b's.')
+    write_archive(path, b'\x80\x02}X\x01\0\0\0aX' + struct.pack('<I', 2**25) + b'x' * 2**25 + b's.')
 
 
 def write_overlapping_members(path):
