@@ -10,7 +10,7 @@ class Watched:
     """Keeps the outputs of layers of a net, in the order of `layers`, at each call.
 
     It first tries the net on a black image of that size. Raises UserError if the net does not take
-    it or has no such layer.
+    it, gives no logits of its classes, or has no such layer.
     """
 
     def __init__(self, net: Net, layers: list, size: int):
@@ -23,10 +23,14 @@ class Watched:
         try:
             with torch.no_grad():
                 net.module.eval()
-                net(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+                logits = net(torch.zeros(1, size, size, 3, dtype=torch.uint8))
         except (AssertionError, RuntimeError, ValueError) as e:
             fails = f'{net.source}: fails on images of {size}x{size}, see --image_size'
             raise UserError(f'{fails}: {str(e)[:300]}') from e
+        shape = getattr(logits, 'shape', None)
+        if shape is None or len(shape) != 2 or shape[1] < net.num_classes:
+            what = type(logits).__name__ if shape is None else tuple(shape)
+            raise UserError(f'{net.source}: returns {what}, not (1, {net.num_classes}) logits')
 
     def keep(self, i: int, x) -> None:
         self.outputs[i] = x

@@ -23,6 +23,7 @@ class Net(NamedTuple):
 
     source: str  # the option that names it
     module: torch.nn.Module
+    num_classes: int
     size: int  # of the images
     mean: list  # of RGB in 0 to 1
     std: list
@@ -31,7 +32,8 @@ class Net(NamedTuple):
         """logits of uint8 images [B, H, W, 3]."""
         mean, std = ([255 * v for v in values] for values in (self.mean, self.std))
         logits = self.module(data.normalize(images, mean, std))
-        return logits if torch.is_tensor(logits) else logits[0]  # without auxiliary logits
+        # Some nets add auxiliary logits or features.
+        return logits[0] if isinstance(logits, tuple) else getattr(logits, 'logits', logits)
 
     @torch.inference_mode()
     def accuracy(self, val, size: int) -> float:
@@ -64,7 +66,7 @@ def make(option: str, net: str, num_classes: int, opt) -> Net:
         raise UserError(f'{source}: {type(e).__name__}: {str(e)[:300]}') from e
     if not isinstance(module, torch.nn.Module):
         raise UserError(f'{source}: returns {type(module).__name__}, not a torch.nn.Module')
-    return Net(source, module, size, opt.mean or mean, opt.std or std)
+    return Net(source, module, num_classes, size, opt.mean or mean, opt.std or std)
 
 
 def import_from(package: str, name: str):

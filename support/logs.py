@@ -73,7 +73,7 @@ def epoch_line(record: dict) -> str:
         parts.append(f'{record.get("method", "at")} {losses}')
         if record['epoch'] <= 3:  # to judge --beta
             share = record['epoch_beta'] * sum(record['at_losses']) / record['train_loss']
-            parts.append(f'transfer {share:.0%} of the loss')
+            parts.append(f'transfer {100 * share:.0f} % of the loss')
     return ', '.join([*parts, f'{record["train_time"]:.1f} + {record["test_time"]:.1f} s'])
 
 

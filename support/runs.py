@@ -122,8 +122,8 @@ class Run:
         return time.monotonic() - self.started if self.started else 0.0
 
     def time_left(self, share: float) -> str:
-        """'2:30:00 left' of the run, after that share of the epoch; '' at the first call, from
-        which on the speed is measured."""
+        """'2:30:00 left' of the run, after that share of the epoch. The first call starts the clock
+        and does not know."""
         done, now = self.epoch + share, time.monotonic()
         if self.clock is None:
             self.clock = now, done
@@ -223,6 +223,7 @@ class Run:
         record = self.options | {'epoch': epoch} | stats | self.about | times
         self.epoch, self.step = epoch, 0
         self.log.append(logs.json_stats(record))
+        passed = self.passes_teacher(stats['test_acc'])
         self.check_folder()
         if ranks.rank() == 0:
             save_run(self.opt.save, self.make_checkpoint(params, optimizer))
@@ -230,20 +231,22 @@ class Run:
                 logs.write_curves(self.curves, record)
         self.progress = f'after epoch {epoch} of {self.opt.epochs}'
         ranks.print_first(logs.epoch_line(record))
-        self.compare_with_teacher(epoch, stats['test_acc'])
+        if passed:
+            ranks.print_first(f'warning: after epoch {epoch} {passed}', sys.stderr)
 
-    def compare_with_teacher(self, epoch: int, acc) -> None:
-        """Warn once if the student's test accuracy has passed its teacher's."""
+    def passes_teacher(self, acc) -> str:
+        """What to say once, when the test accuracy first passes the teacher's; '' otherwise.
+
+        Call it before the checkpoint is written, which keeps that it was said.
+        """
         acc = acc[0] if isinstance(acc, list) else acc
         teacher = self.facts['teacher_test_acc']
-        if teacher is None or not epoch or acc <= teacher or self.facts.get('passed'):
-            return
+        if teacher is None or not self.opt.epochs or acc <= teacher or self.facts.get('passed'):
+            return ''
         self.facts['passed'] = True
-        ranks.print_first(
-            f'warning: after epoch {epoch} the student ({acc:.2f} %) is better than its teacher '
-            f'({teacher:.2f} %). A teacher should be better than its student: take a larger one, '
-            'or train it longer',
-            sys.stderr,
+        return (
+            f'the student ({acc:.2f} %) is better than its teacher ({teacher:.2f} %). A teacher '
+            'should be better than its student: take a larger one, or train it longer'
         )
 
 

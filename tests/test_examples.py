@@ -52,6 +52,10 @@ class Auxiliary(Net):
     def forward(self, x):
         return (super().forward(x), None) if self.training else super().forward(x)
 
+class Named(Net):
+    def forward(self, x):
+        return {'out': super().forward(x)}
+
 def small(num_classes):
     return Net(num_classes, 4)
 
@@ -63,6 +67,12 @@ def auxiliary(num_classes):
 
 def fixed():
     return Net(3, 4)
+
+def named(num_classes):
+    return Named(num_classes, 4)
+
+def few(num_classes):
+    return Net(2, 4)
 
 def nothing(num_classes):
     return None
@@ -285,6 +295,8 @@ def test_nets_of_timm(home, capsys):
         ('--student nets', '--student nets: AttributeError'),
         ('--student nets:fixed', "unexpected keyword argument 'num_classes'"),
         ('--student nets:nothing', 'returns NoneType, not a torch.nn.Module'),
+        ('--student nets:named', '--student nets:named: returns dict, not (1, 3) logits'),
+        ('--student nets:few', '--student nets:few: returns (1, 2), not (1, 3) logits'),
         ('--student resnet:small', 'resnet.py has the name of'),
         ('--student torchvision.models:resnet17', '--student torchvision.models:resnet17: '),
         (f'{TAUGHT} --layers c', '--student nets:small: has no layer c'),
@@ -304,6 +316,7 @@ def test_nets_of_timm(home, capsys):
         ('--save set', '--save set: is a folder'),
         ('--save nets.py/student.pth', 'nets.py is not a folder'),
         ('--epochs 0', '--epochs'),
+        ('--std .2 0 .2', '--std'),
         ('--image_size 8', '--image_size'),
     ],
 )
