@@ -42,7 +42,7 @@ import resnet
 import step_parts
 import utils
 from images import decode_bgr, read_image
-from support import devices, program
+from support import devices, program, runs
 from support.files import check_writable, write_text
 from support.options import Parser, number
 from support.photographs import train_view
@@ -134,7 +134,7 @@ def ours(opt, dtype, compiled):
     def run(steps):
         n = steps * options.batch_size
         part = train_set._replace(images=train_set.images[:n], labels=train_set.labels[:n])
-        cifar.train_epoch(1, step, part, options)
+        cifar.train_epoch(step, part, runs.Run(options, None, here=False))
 
     return run
 

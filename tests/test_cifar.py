@@ -343,7 +343,7 @@ def test_the_last_smaller_batch_is_kept_and_means_weigh_by_samples():
     train_set = data.ImageSet(images, torch.arange(10), list(range(10)))
     opt = completed('--batch_size', '4', '--epochs', '1')
     step = cifar.make_step(loss_of, train_set, torch.optim.SGD([w], 0.1), graphed=False)
-    stats = cifar.train_epoch(1, step, train_set, opt)
+    stats = cifar.train_epoch(step, train_set, runs.Run(opt, None, here=False))
     assert sizes == [4, 4, 2]
     assert stats['train_loss'] == pytest.approx((16 + 16 + 4) / 10)
     assert stats['train_acc'] == pytest.approx(50)
@@ -361,7 +361,8 @@ def test_the_beta_of_the_epoch_is_what_the_loss_gets():
     opt = completed(*words('--teacher_id t --beta 100 --beta_decay linear --epochs 3'))
     step = cifar.make_step(loss_of, train_set, torch.optim.SGD([w], 0.1), graphed=False)
     for epoch in 1, 2, 3:
-        cifar.train_epoch(epoch, step, train_set, opt)
+        run = runs.Run(opt, None, here=False, epoch=epoch - 1)
+        cifar.train_epoch(step, train_set, run)
     assert seen == [100, 50, 0]
 
 
