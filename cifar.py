@@ -548,6 +548,8 @@ def main(argv=None):
         )
     compiled = devices.compiled(loss_of, device) if opt.compile and compilable else loss_of
     run.options['compile'] = compiled is not loss_of
+    if compiled is not loss_of:
+        run.notes.append(devices.COMPILING)
     graphed = compiled is not loss_of and device.type == 'cuda'
     optimizer = utils.make_optimizer(nets.params, opt, epoch=1)
     run.restore_optimizer(optimizer)

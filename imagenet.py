@@ -571,6 +571,8 @@ def main(argv=None):
     loss_of = make_loss(nets, opt, device_ids)
     compiled = devices.compiled(loss_of, device) if opt.compile else loss_of
     run.options['compile'] = compiled is not loss_of
+    if compiled is not loss_of:
+        run.notes.append(devices.COMPILING)
     step_of = LossModule(compiled, nets.params)
     if ranks.world_size() > 1:
         ids = device_ids if device.type == 'cuda' else None

@@ -11,7 +11,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from support.program import UserError
 
@@ -108,6 +107,9 @@ def compiler_works(device) -> bool:
     return True
 
 
+COMPILING = 'compiling the step: the first one takes a minute or two, less when run again'
+
+
 def compiled(f, device):
     """f compiled for the device, or f itself if no compiler works here."""
     if not compiler_works(device):
@@ -161,20 +163,25 @@ class Graphed:
 
 
 def warn_of_slow_dtype(dtype: str, device) -> None:
-    """Warn if --dtype bfloat16 is slow: a CPU without instructions for it converts each number
-    back and forth."""
-    if dtype != 'bfloat16' or device.type != 'cpu' or not torch.backends.mkldnn.is_available():
-        return
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    """Warn if --dtype bfloat16 is slow: a processor or GPU without instructions for it converts
+    each number back and forth."""
+    slow = False
+    if device.type == 'cpu' and torch.backends.mkldnn.is_available():
+        slow = not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    elif device.type == 'cuda':
+        slow = not torch.cuda.is_bf16_supported(including_emulation=False)
+    if dtype == 'bfloat16' and slow:
         print(
-            'warning: --dtype bfloat16: this processor has no instructions for it '
-            'and is many times slower than with --dtype float',
+            f'warning: --dtype bfloat16: this {"GPU" if device.type == "cuda" else "processor"} '
+            'has no instructions for it; --dtype float is many times faster',
             file=sys.stderr,
         )
 
 
 def multiply_adds(f, params: dict, size, device) -> int:
     """Multiply-adds of the convolutions and matrix products for one image (height, width)."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         f(torch.zeros(1, 3, *size, device=device), params, False)
     return counter.get_total_flops() // 2

@@ -201,7 +201,8 @@ def test_onnx_normalizes_as_in_training(nets, kind, tmp_path, onnx):
 
 def test_onnx_of_a_run_has_its_classes_and_its_size(nets, tmp_path, onnx, capsys):
     model = onnx.load(run(nets['wrn'], tmp_path / 'net.onnx'))
-    assert {p.key: json.loads(p.value) for p in model.metadata_props} == {'classes': data.SHAPES}
+    metadata = {p.key: p.value for p in model.metadata_props}
+    assert metadata == {'layout': 'wrn', 'classes': json.dumps(data.SHAPES)}
     folder = tmp_path / 'run'
     folder.mkdir()
     weights.save_params(folder / 'model.hkl', resnet.resnet(18, 0.125, 2)[1])
@@ -209,7 +210,8 @@ def test_onnx_of_a_run_has_its_classes_and_its_size(nets, tmp_path, onnx, capsys
     files.write_text(folder / 'log.txt', f'{logs.json_stats(record)}\n')
     found, _ = session(run(folder, tmp_path / 'small.onnx'))
     assert found.get_inputs()[0].shape == ['batch', 3, 48, 48]
-    assert found.get_modelmeta().custom_metadata_map == {'classes': '["cat", "dog"]'}
+    metadata = found.get_modelmeta().custom_metadata_map
+    assert metadata == {'layout': 'folded', 'classes': '["cat", "dog"]'}
     files.write_text(folder / 'log.txt', f'{logs.json_stats(record | {"image_size": "x"})}\n')
     assert '--image_size' in refused(convert.main, [folder, tmp_path / 'odd.onnx'], capsys)
 
@@ -258,7 +260,7 @@ def test_mistakes_are_one_line_and_write_nothing(nets, tmp_path, capsys, monkeyp
 
 def test_a_net_too_large_for_onnx_is_refused():
     with pytest.raises(UserError, match='2 GiB'):
-        convert.export(None, {'conv0': torch.empty(2**29, device='meta')}, 32, None, None)
+        convert.export(None, {'conv0': torch.empty(2**29, device='meta')}, 32, None, None, {})
 
 
 # ------------------------ torchvision's weights by name

@@ -21,7 +21,6 @@ def test_bfloat16_is_warned_of_where_the_processor_is_slow_at_it(capsys):
     )
     cpu = torch.device('cpu')
     devices.warn_of_slow_dtype('float', cpu)
-    devices.warn_of_slow_dtype('bfloat16', torch.device('cuda'))
     assert capsys.readouterr().err == ''
     devices.warn_of_slow_dtype('bfloat16', cpu)
     warned = '--dtype float' in capsys.readouterr().err
@@ -35,6 +34,18 @@ def test_the_warning_of_bfloat16_goes_by_what_the_processor_has(monkeypatch, cap
     monkeypatch.setattr(torch.ops, 'mkldnn', operators)
     devices.warn_of_slow_dtype('bfloat16', torch.device('cpu'))
     assert capsys.readouterr().err.count('\n') == (not supported)
+
+
+@pytest.mark.parametrize('supported', [True, False])
+def test_a_gpu_that_emulates_bfloat16_is_warned_of(monkeypatch, capsys, supported):
+    def is_supported(including_emulation=True):
+        return supported or including_emulation
+
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', is_supported)
+    devices.warn_of_slow_dtype('float', torch.device('cuda'))
+    assert capsys.readouterr().err == ''
+    devices.warn_of_slow_dtype('bfloat16', torch.device('cuda'))
+    assert ('this GPU has no instructions for it' in capsys.readouterr().err) == (not supported)
 
 
 def test_multiply_adds_are_those_of_convolutions_and_the_linear_layer():
