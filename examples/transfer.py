@@ -27,7 +27,7 @@ from support.weights import load_into
 parser = Parser(__doc__)
 parser.set_defaults(validate=0, skip_broken=False, nthread=0)
 add = parser.add_argument
-add('imagenetpath', metavar='DIR', help='photographs: DIR/train/CLASS/* and DIR/val/CLASS/* or test')
+add('imagenetpath', metavar='DIR', help='photographs: DIR/train/CLASS/*, DIR/val/CLASS/* (or test)')
 add('--student', required=True, metavar='NET', help='net to train')
 add('--teacher', metavar='NET', help='net to learn from (default: none)')
 add('--teacher_weights', metavar='FILE', help='its weights, a state_dict')
