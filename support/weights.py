@@ -240,10 +240,13 @@ def stated_accuracy(source) -> float | None:
         return None
     with readers.opened(split_key(source)[0]) as contents:
         values = contents.values if isinstance(contents.values, dict) else {}
-        stated = next((values[key] for key in ACCURACIES if key in values), None)
+        key = next((key for key in ACCURACIES if key in values), None)
+        stated = values.get(key)
         if isinstance(stated, readers.Stored) and math.prod(stated.shape) == 1:
             stated = stated.read().item()
     if type(stated) not in (int, float) or not 0 < stated <= 100:
+        return None
+    if stated <= 1 and key in ('metric', 'best_value'):  # it may be a loss
         return None
     return stated * (100 if stated <= 1 else 1)
 

@@ -644,7 +644,9 @@ def test_wide_resnets_of_repdistiller_and_mdistiller_load(width, depth, file, ca
         ({'best_acc1': torch.tensor([69.5])}, 69.5),
         ({'best_acc1': torch.tensor(69.5, dtype=torch.float64)}, 69.5),
         ({'best_acc1': np.float64(69.5)}, 69.5),
-        ({'best_value': np.float32(0.5)}, 50),
+        ({'best_acc': np.float32(0.5)}, 50),
+        ({'best_value': 0.5}, None),  # it may be a loss
+        ({'metric': 0.7}, None),
         ({'metric': 69.5, 'epoch': 3}, 69.5),
         ({'epoch': 3}, None),
         ({'acc': float('nan')}, None),
