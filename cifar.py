@@ -40,7 +40,6 @@ from support.options import number
 from support.program import UserError
 
 PUBLISHED = [60, 120, 160], 200  # drops of the learning rate, epochs
-SMALL = ('wrn', 'nin')  # layouts of nets for small images
 
 
 class Method(NamedTuple):
@@ -218,7 +217,7 @@ def load_teacher(teacher_id: str) -> weights.Net:
             f'--teacher_id {teacher_id}: no such run folder or weights file, here or in logs/'
         )
     photographs = 'is no net for small images; nets for photographs teach in imagenet.py'
-    return weights.load_net_for('--teacher_id', path, SMALL, photographs)
+    return weights.load_net_for('--teacher_id', path, resnet.SMALL, photographs)
 
 
 def open_sets(opt, option: str, net: weights.Net | None) -> tuple[data.ImageSet, data.ImageSet]:
@@ -463,7 +462,7 @@ def evaluate(opt, given: set) -> None:
     of the run's log."""
     device, _ = devices.choose_device(opt)
     photographs = 'is a net for photographs; imagenet.py tests it'
-    net = weights.load_net_for('--evaluate', opt.evaluate, SMALL, photographs)
+    net = weights.load_net_for('--evaluate', opt.evaluate, resnet.SMALL, photographs)
     source, record = f'--evaluate {opt.evaluate}', net.records[0] if net.records else {}
     if 'dataset' not in given or opt.dataset == record.get('dataset'):
         names = {'dataset', 'dataroot', 'validate'}
@@ -482,8 +481,8 @@ def evaluate(opt, given: set) -> None:
         'test_acc': test_acc,
         'test_loss': test_loss,
     }
-    stated = weights.stated_accuracy(opt.evaluate)
     if not net.records:
+        stated = weights.stated_accuracy(opt.evaluate)
         teachers.warn_of_accuracy(source, net, test_acc, len(test_set.labels), stated)
     size = test_set.images.shape[1:3]
     teachers.print_evaluation(opt.evaluate, net, size, tested, len(test_set.labels), seconds)

@@ -131,23 +131,23 @@ def hold_out(train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
 
     For choosing constants without the test set.
     """
-    out = held_out(train.labels, n)
+    out = held_out(train.labels, len(train.classes), n)
     parts = [ImageSet(train.images[i], train.labels[i], train.classes) for i in (~out, out)]
     return parts[0], parts[1]
 
 
-def held_out(labels: torch.Tensor, n: int) -> torch.Tensor:
+def held_out(labels: torch.Tensor, num_classes: int, n: int) -> torch.Tensor:
     """bool [images]: the n images that --validate holds out, as many of each class as is its share.
 
     Raises UserError unless every class keeps an image on both sides.
     """
-    counts = torch.bincount(labels)
+    counts = torch.bincount(labels, minlength=num_classes)
     exact = counts.double() * n / len(labels)
     share = exact.floor().long()
     share[(exact - share).argsort(descending=True, stable=True)[: n - int(share.sum())]] += 1
     if share.min() < 1 or (counts - share).min() < 1:
         raise UserError(
-            f'--validate {n}: must leave images of each of {len(counts)} classes '
+            f'--validate {n}: must leave images of each of {num_classes} classes '
             f'on both sides ({len(labels)} in all)'
         )
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))

@@ -303,6 +303,7 @@ LAYOUTS = {
     'affine': rf'(conv0|{BLOCK}(conv[01]|conv_dim))(\.weight|\.bias)?'
     rf'|(({BLOCK})?affine[01]|affine_last)\.[ab]|{FC}',
 }
+SMALL = ('wrn', 'nin')  # layouts for small images
 # Names that no other layout has.
 MARKS = {
     'affine': {'affine_last.a'},
@@ -359,17 +360,13 @@ def net_shape(params: dict) -> tuple[int, float, int]:
             raise UserError(f'{name} is missing, or is no convolution')
         return weight.shape[0]
 
-    num_classes = None
-    if 'fc.bias' in params:
-        if params['fc.bias'].dim() != 1:
-            raise UserError('fc.bias has not one dimension')
-        num_classes = len(params['fc.bias'])
+    classes = num_classes(params)
     if kind == 'nin':
-        return nin.DEPTH, channels('group0.conv0'), num_classes
+        return nin.DEPTH, channels('group0.conv0'), classes
     if kind == 'wrn':
         if len(counts) != 3:
             raise UserError(f'a Wide ResNet has 3 groups, not {len(counts)}')
-        return 6 * counts[0] + 4, channels('group2.block0.conv0') / 64, num_classes
+        return 6 * counts[0] + 4, channels('group2.block0.conv0') / 64, classes
     bottleneck = any(re.fullmatch(r'group0\.block0\.conv2(\.weight)?', name) for name in params)
     depth = 2 + (3 if bottleneck else 2) * sum(counts)
     if kind == 'resnet' and RESNETS.get(depth) != (tuple(counts), bottleneck):
@@ -379,7 +376,16 @@ def net_shape(params: dict) -> tuple[int, float, int]:
         raise UserError(
             f'its groups have {", ".join(map(str, counts))} blocks, but a ResNet of depth {known}'
         )
-    return depth, channels('group3.block0.conv0') / 512, num_classes
+    return depth, channels('group3.block0.conv0') / 512, classes
+
+
+def num_classes(params: dict) -> int | None:
+    """The number of logits, None without a head (fc.*)."""
+    if 'fc.bias' not in params:
+        return None
+    if params['fc.bias'].dim() != 1:
+        raise UserError('fc.bias has not one dimension')
+    return len(params['fc.bias'])
 
 
 def group_channels(f: Callable, params: dict) -> list[int]:

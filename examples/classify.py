@@ -24,9 +24,7 @@ from support.logs import class_names
 from support.options import Parser, number
 from support.photographs import centre_view
 from support.program import UserError, printable
-from support.weights import load_net
-
-SMALL = ('wrn', 'nin')  # layouts of cifar.py
+from support.weights import image_size, load_net, normalisation
 
 parser = Parser(__doc__)
 add = parser.add_argument
@@ -38,17 +36,17 @@ add('--image_size', type=number(int, 8, 1024), help='side of the crops (default:
 
 def open_net(opt):
     """(logits of uint8 images [B, H, W, 3], layout, image size, class names) of NET."""
-    f, params, records = load_net(opt.net)
-    layout, (_, _, num_classes) = resnet.layout(params), resnet.net_shape(params)
-    if num_classes is None:
+    net = load_net(opt.net)
+    f, params, records = net
+    if resnet.num_classes(params) is None:
         raise UserError(f'NET {opt.net}: has no head (fc.*), so it knows no classes')
-    scale = (data.MEAN, data.STD) if layout in SMALL else (data.IMAGENET_MEAN, data.IMAGENET_STD)
 
     def logits(images):
-        return f(data.normalize(torch.from_numpy(images), *scale), params, False)[0]
+        images = data.normalize(torch.from_numpy(images), *normalisation(params))
+        return f(images, params, False)[0]
 
-    size = records[0].get('image_size') if records else None
-    return logits, layout, size or (32 if layout in SMALL else 224), class_names(records)
+    size = opt.image_size or image_size(f'NET {opt.net}', net)
+    return logits, resnet.layout(params), size, class_names(records)
 
 
 def open_onnx(opt):
@@ -75,7 +73,7 @@ def open_onnx(opt):
 
 def view(file, layout, size):
     """uint8 [size, size, 3] RGB."""
-    if layout in SMALL:
+    if layout in resnet.SMALL:
         return cv2.resize(data.decode(file), (size, size), interpolation=cv2.INTER_AREA)
     return centre_view(file, size)
 

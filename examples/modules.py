@@ -11,7 +11,7 @@ import torchvision
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), '.']
 import data
-from support.files import check_writable, write_atomically
+from support.files import write_atomically
 from support.photographs import centre_view
 from support.program import UserError
 
@@ -76,13 +76,6 @@ def import_from(package: str, name: str):
     if os.path.exists(own) and not os.path.samefile(own, module.__file__):
         raise ImportError(f'{own} has the name of {module.__file__}; rename yours')
     return getattr(module, name)
-
-
-def check_save(path) -> None:
-    """Raise UserError if no file can be written there."""
-    if os.path.isdir(path):
-        raise UserError(f'--save {path}: is a folder; give the name of a file')
-    check_writable(Path(path).absolute().parent)
 
 
 def save(net: Net, path) -> None:

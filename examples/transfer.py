@@ -6,8 +6,7 @@
     python examples/transfer.py ~/photos --student torchvision.models:resnet18 \\
         --teacher timm:resnet34 --teacher_weights teacher.pth --layers layer3 layer4
 
-NET is timm:NAME or MODULE:FUNCTION. The function is called with num_classes=N. MODULE may be a file
-in the current folder.
+NET is timm:NAME or MODULE:FUNCTION, called with num_classes=N. MODULE may be a file of yours here.
 """
 
 import sys
@@ -15,11 +14,12 @@ import sys
 import torch
 import torch.nn.functional as F
 from layers import print_layers, watch
-from modules import check_save, make, save  # puts the repository on the path
+from modules import make, save  # puts the repository on the path
 
 import data
 import utils
 from support import photographs, program
+from support.files import check_file
 from support.options import Parser, number
 from support.program import UserError
 from support.weights import load_into
@@ -52,7 +52,7 @@ def main(argv=None):
         raise UserError('--teacher, --teacher_weights and --layers: give all three or none')
     if len(layers_t) != len(layers):
         raise UserError('--teacher_layers: give as many layers as --layers')
-    check_save(opt.save)
+    check_file(opt.save)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     sets = photographs.open_sets(opt, device)
     torch.manual_seed(0)

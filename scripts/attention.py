@@ -83,7 +83,7 @@ def main(argv=None):
     check_options(opt)
     nets = load_nets(opt)
     for path, net in zip(opt.weights, nets):
-        if opt.gradient and resnet.net_shape(net.params)[2] is None:
+        if opt.gradient and resnet.num_classes(net.params) is None:
             raise UserError(f'--gradient: {path} has no head (fc.*), so no loss to differentiate')
     maps = list(MAPS) if 'all' in opt.maps else list(dict.fromkeys(opt.maps))
     images, classes = find_images(opt, nets[0])

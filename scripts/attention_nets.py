@@ -5,14 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import cifar
 import data
-import imagenet
 import resnet
 from support import photographs
 from support.logs import check_logged_folder
 from support.program import UserError
-from support.weights import load_net
+from support.weights import load_net, normalisation
 
 # The mapping functions of the paper's Table 2: as written there, and as arguments of utils.at.
 MAPS = {
@@ -64,11 +62,11 @@ class LabelledNet(NamedTuple):
 
     def normalize(self, images):
         """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], as the net was trained."""
-        return (data.normalize if self.is_small() else imagenet.normalize)(images)
+        return data.normalize(images, *normalisation(self.params))
 
     def is_small(self):
         """Whether the net is one of cifar.py's, for small images."""
-        return resnet.layout(self.params) in cifar.SMALL
+        return resnet.layout(self.params) in resnet.SMALL
 
     def first_record(self):
         """The first line of the net's log, {} of a weights file."""

@@ -39,14 +39,13 @@ import safetensors.torch
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import data
 import resnet
 from support import names, program
-from support.files import check_writable, write_atomically
+from support.files import check_file, write_atomically
 from support.logs import class_names
 from support.options import Parser, number
 from support.program import UserError
-from support.weights import check_net, exists, load_net, save_params
+from support.weights import check_net, exists, image_size, load_net, normalisation, save_params
 
 FORMATS = ('.hkl', '.pth', '.safetensors', '.onnx')
 MODELS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'wide_resnet50_2')
@@ -78,7 +77,8 @@ def main(argv=None):
     opt, given = parser.parse(argv)
     out = Path(opt.out)
     check_out(out, opt.force, given)
-    f, params, records = load_net(opt.source if exists(opt.source) else fetch(opt.source))
+    net = load_net(opt.source if exists(opt.source) else fetch(opt.source))
+    f, params, records = net
     # A graph is folded in any case: traced by torch 2.6, the padding of a resnet is a tensor, which
     # its convolutions refuse.
     if opt.fold or out.suffix == '.onnx' and resnet.layout(params) == 'resnet':
@@ -89,18 +89,11 @@ def main(argv=None):
     if out.suffix == '.onnx':
         if num_classes is None:
             raise UserError(f'IN {opt.source}: the net has no head (fc.*), so no logits for {out}')
-        small = kind in ('wrn', 'nin')
-        logged = records[0].get('image_size') if records else None
-        if not opt.image_size and not parser.takes('image_size', logged):
-            raise UserError(
-                f'IN {opt.source}: its log has image_size {logged!r}; give --image_size'
-            )
-        size = opt.image_size or logged or (32 if small else 224)
-        scale = (data.MEAN, data.STD) if small else (data.IMAGENET_MEAN, data.IMAGENET_STD)
+        size = opt.image_size or image_size(f'IN {opt.source}', net)
         properties = {'layout': kind}
         if classes := class_names(records):
             properties['classes'] = json.dumps(classes)
-        export(f, params, size, scale if opt.normalize else None, file, properties)
+        export(f, params, size, normalisation(params) if opt.normalize else None, file, properties)
         dtype = 'uint8' if opt.normalize else 'normalised float32'
         what += f', images [batch, 3, {size}, {size}] in {dtype}, cropped and resized by the caller'
     elif out.suffix != '.hkl':
@@ -133,11 +126,9 @@ def check_out(out, force, given):
             raise UserError(
                 f'--{name}: goes into the graph of an OUT that ends in .onnx, not {out}'
             )
-    if os.path.isdir(out):
-        raise UserError(f'OUT {out}: is a folder; give the name of a file')
+    check_file(out, 'OUT')
     if os.path.lexists(out) and not force:
         raise UserError(f'OUT {out}: is there already; give --force to replace it')
-    check_writable(out.parent, 'OUT')
     if out.suffix == '.onnx':
         try:
             import onnx  # noqa: F401

@@ -20,7 +20,7 @@ from prepare import unwritten, write_photograph
 from support import program
 from support.files import check_writable, write_text
 from support.options import Parser, number
-from support.photographs import Box, decode_part, resize, scan_photographs
+from support.photographs import resize, scan_photographs
 from support.program import Stopped, UserError
 
 parser = Parser(__doc__)
@@ -76,13 +76,14 @@ def is_jpeg(path) -> bool:
 
 
 def check_settings(opt) -> None:
-    """Raise UserError if OUT was begun with another --side or --quality."""
+    """Raise UserError if OUT was begun with another --side or --quality. A new OUT notes them."""
     note, settings = Path(opt.out_dir, '.resized'), f'--side {opt.side} --quality {opt.quality}'
     if os.path.lexists(note):
         before = note.read_text(errors='replace')
         if before != settings:
             raise UserError(f'OUT {opt.out_dir}: was begun with {before}; choose a new folder')
-    elif os.path.isdir(opt.out_dir) and os.listdir(opt.out_dir):
+        return
+    if os.path.isdir(opt.out_dir) and os.listdir(opt.out_dir):
         raise UserError(f'OUT {opt.out_dir}: is not empty; choose a new folder')
     Path(opt.out_dir).mkdir(parents=True, exist_ok=True)
     write_text(note, settings)
@@ -90,20 +91,13 @@ def check_settings(opt) -> None:
 
 def write_smaller(opt, files: dict, path: str) -> None:
     """Write the copy of one photograph. Raises UserError that names the file if it is broken."""
-    file, size = files[path], None
-
-    def whole(height, width):
-        nonlocal size
-        size = height, width
-        return Box(0, 0, height, width)
-
-    image = decode_part(file, whole, (opt.side, opt.side))
-    shorter = min(size)
-    if shorter <= opt.side and is_jpeg(file):
-        raw = data.read_image(file)
-    else:
-        if shorter > opt.side:
-            image = resize(image, tuple(max(1, round(n * opt.side / shorter)) for n in size))
+    file = files[path]
+    raw = data.read_image(file)
+    image = data.decode_bgr(file, raw)
+    size, shorter = image.shape[:2], min(image.shape[:2])
+    if shorter > opt.side:
+        image = resize(image, tuple(round(n * opt.side / shorter) for n in size))
+    if shorter > opt.side or not is_jpeg(file):
         raw = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, opt.quality])[1].tobytes()
     write_photograph(Path(opt.out_dir, path), raw)
 

@@ -142,3 +142,10 @@ def check_writable(folder, option: str = '--save') -> None:
         if not os.access(part, os.W_OK | os.X_OK):
             raise UserError(f'{option} {folder}: {part} cannot be written in')
         return
+
+
+def check_file(path, option: str = '--save') -> None:
+    """Raise UserError if `path` is a folder, or no file can be written there. Creates nothing."""
+    if os.path.isdir(path):
+        raise UserError(f'{option} {path}: is a folder; give the name of a file')
+    check_writable(Path(path).absolute().parent, option)

@@ -143,7 +143,7 @@ def open_sets(opt, device) -> Sets:
     folders = scan_photographs(opt.imagenetpath, say=ranks.print_first)
     sets = Sets(*(Photographs(folder, opt, device) for folder in folders))
     if opt.validate:
-        out = data.held_out(sets.train.labels, opt.validate)
+        out = data.held_out(sets.train.labels, len(sets.train.classes), opt.validate)
         sets = Sets(sets.train.part(~out), sets.train.part(out))
     return sets
 

@@ -67,13 +67,13 @@ def warn_of_training(source: str, records: list, validate: int, option: str, val
 
 def same_classes(params: dict, records: list, classes: list) -> bool:
     """Whether the net has outputs that mean `classes`, as far as its log tells."""
-    same_number = resnet.net_shape(params)[2] == len(classes)
+    same_number = resnet.num_classes(params) == len(classes)
     return same_number and class_names(records) in ([], classes)
 
 
 def check_classes(option: str, net: Net, classes: list) -> None:
     """Raise UserError unless the net that `option` names has outputs that mean `classes`."""
-    if resnet.net_shape(net.params)[2] is None:
+    if resnet.num_classes(net.params) is None:
         raise UserError(f'{option}: the net has no head (fc.weight, fc.bias), which is needed here')
     if not same_classes(net.params, net.records, classes):
         names = class_names(net.records)
@@ -100,7 +100,7 @@ def can_be_tested(source: str, teacher: Net, classes: list) -> bool:
     """Whether the teacher's outputs mean `classes`. If not, print that it is not tested."""
     if same_classes(teacher.params, teacher.records, classes):
         return True
-    headless = resnet.net_shape(teacher.params)[2] is None
+    headless = resnet.num_classes(teacher.params) is None
     why = 'has no head' if headless else 'has other classes'
     ranks.print_first(f'teacher {source}: {why}, so that its accuracy is not tested')
     return False
@@ -117,7 +117,7 @@ def warn_of_accuracy(source: str, net: Net, acc: float, images: int, expected=No
     def three_errors(p):
         return 300 * math.sqrt(p * (1 - p) / images)
 
-    num_classes = resnet.net_shape(net.params)[2]
+    num_classes = resnet.num_classes(net.params)
     chance = 100 / num_classes
     known = isinstance(expected, (int, float)) and math.isfinite(expected)
     if known and not expected - acc <= three_errors(0.5):

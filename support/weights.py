@@ -12,6 +12,7 @@ import hickle
 import numpy as np
 import torch
 
+import data
 import nin
 import resnet
 from support import names, program, readers
@@ -45,18 +46,17 @@ def load_net(source) -> Net:
     run folders too. Raises UserError that names the file if it is damaged, of another kind of net,
     or differs from the log.
     """
-    (weights, key), folder, records = split_key(source), run_folder(source), []
-    if not os.path.exists(weights):
+    file, folder, records = source, run_folder(source), []
+    if not exists(source):
         raise UserError(f'{source}: no such run folder or weights file')
     if folder:
         if not os.path.exists(folder / 'log.txt'):
             raise UserError(f'{folder}: no finished epoch in it yet (there is no log.txt)')
         records = read_log(folder / 'log.txt')
-    if folder == weights:
-        weights = folder / ('model.hkl' if os.path.exists(folder / 'model.hkl') else 'model.pt7')
-        if not os.path.exists(weights):
+    if os.path.isdir(source):
+        file = folder / ('model.hkl' if os.path.exists(folder / 'model.hkl') else 'model.pt7')
+        if not os.path.exists(file):
             raise UserError(f'{folder}: has neither model.hkl nor model.pt7')
-    file = f'{weights}:{key}' if key else weights
     params, naming = _load(file)
     f, params = check_net(params, file, naming)
     if records:
@@ -65,10 +65,26 @@ def load_net(source) -> Net:
             raise UserError(f'{folder / "log.txt"}: its first line does not tell depth and width')
         if not resnet.same_shape(params, *logged):
             raise UserError(
-                f'{weights}: has depth {shape[0]} and width {shape[1]:g}, '
+                f'{file}: has depth {shape[0]} and width {shape[1]:g}, '
                 f'but its log.txt says {logged[0]} and {logged[1]:g}'
             )
     return Net(f, params, records)
+
+
+def normalisation(params: dict) -> tuple:
+    """(mean, std) of a byte that the images of such a net are normalised with."""
+    small = resnet.layout(params) in resnet.SMALL
+    return (data.MEAN, data.STD) if small else (data.IMAGENET_MEAN, data.IMAGENET_STD)
+
+
+def image_size(source: str, net: Net) -> int:
+    """The side of the images that the net was trained on, as its log says, or 32 or 224. Raises
+    UserError that begins with `source` if the log has an impossible one."""
+    usual = 32 if resnet.layout(net.params) in resnet.SMALL else 224
+    size = net.records[0].get('image_size', usual) if net.records else usual
+    if type(size) is not int or not 8 <= size <= 4096:
+        raise UserError(f'{source}: its log has image_size {size!r}; give --image_size')
+    return size
 
 
 def load_net_for(option: str, source, layouts: tuple, otherwise: str) -> Net:
