@@ -1,7 +1,7 @@
 """Measure the speed of the attention-transfer step, WRN-16-2 to WRN-16-1, data included. Compare it
 with the loop of 2018 and with the bound.
 
-    python scripts/benchmark.py                          # all six variants
+    python scripts/benchmark.py                          # all variants
     python scripts/benchmark.py --only a,d,e             # some of them
     python scripts/benchmark.py --profile --only c,d     # and where a compiled step spends its time
     python scripts/benchmark.py --decode                 # reading a folder of 50,000 small images
@@ -13,6 +13,7 @@ with the loop of 2018 and with the bound.
     d  the same with --compile --dtype bfloat16
     e  the bound, in float32 and in bfloat16: the convolutions and matrix products of b's step in
        that dtype, recorded and replayed with nothing between them
+    f  the same, but each output stays in memory until the backward pass, as training needs it
 
 Each variant runs in a process of its own. They take turns: if the machine slows down, it slows all
 of them. Images are random; none is read from disk. Run it with nothing else on the machine.
@@ -20,6 +21,7 @@ of them. Images are random; none is read from disk. Run it with nothing else on 
 
 import argparse
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -56,6 +58,8 @@ VARIANTS = {
     'd': ('ours, compiled', 'bfloat16', True),
     'e32': ('bound', 'float', False),
     'e16': ('bound', 'bfloat16', False),
+    'f32': ('bound, outputs kept', 'float', False),
+    'f16': ('bound, outputs kept', 'bfloat16', False),
 }
 TEACHER, STUDENT, BETA = (16, 2), (16, 1), 1e3
 
@@ -63,8 +67,8 @@ TEACHER, STUDENT, BETA = (16, 2), (16, 1), 1e3
 def variants(text):
     """An argparse type: 'a,e' -> ['a', 'e32', 'e16']."""
     names = text.split(',')
-    if not set(names) <= {*VARIANTS, 'e'}:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a list of {", ".join(VARIANTS)}, e')
+    if not set(names) <= {*VARIANTS, 'e', 'f'}:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a list of {", ".join(VARIANTS)}, e, f')
     return list(dict.fromkeys(v for name in names for v in VARIANTS if name in (v, v[0])))
 
 
@@ -74,7 +78,7 @@ add('--rounds', default=7, type=number(int, 1), help='turns; prints their median
 add('--steps', default=40, type=number(int, 1), help='steps per turn (default: 40)')
 add('--batch_size', default=128, type=number(int, 1), help='images per step (paper, default: 128)')
 add('--images', default=50000, type=number(int, 1), help='images in memory (CIFAR, default: 50000)')
-add('--only', type=variants, metavar='LIST', help='some of a,b,c,d,e, such as a,e (default: all)')
+add('--only', type=variants, metavar='LIST', help='some of a,b,c,d,e,f, such as a,e (default: all)')
 add('--nthread', default=0, type=number(int, 0), help='CPU threads (default: 0, one per core)')
 add(
     '--device',
@@ -148,20 +152,28 @@ def published(opt, dtype, compiled):
     return published_loop.make_run(params, train_set, opt.batch_size, BETA, device)
 
 
-def bound(opt, dtype, compiled):
-    """run(steps) of the convolutions and matrix products of one step of ours."""
-    return step_parts.make_replay(step_parts.record(ours(opt, dtype, compiled=False)))
+def bound(opt, dtype, compiled, keep=False):
+    """run(steps) of the convolutions and matrix products of one step of ours; keep: as variant f
+    keeps their outputs."""
+    return step_parts.make_replay(step_parts.record(ours(opt, dtype, compiled=False)), keep)
 
 
 # ------------------------ a process for each
 
 
-def worker(name, opt, pipe):
-    """Make a variant, then answer each number of steps with the seconds that they took."""
+def worker(name, opt, pipe, log):
+    """Make a variant, then answer each number of steps with the seconds that they took.
+
+    What it prints (progress, messages of the profiler and of CUDA) goes to the file `log`.
+    """
+    with open(log, 'w') as f:
+        os.dup2(f.fileno(), 1)
+        os.dup2(f.fileno(), 2)
     _, dtype, compiled = VARIANTS[name]
     if compiled and opt.profile:
         torch._inductor.config.cpp.enable_kernel_profile = True  # names kernels in the profile
-    build = published if name == 'a' else bound if name[0] == 'e' else ours
+    kept_bound = functools.partial(bound, keep=True)
+    build = {'a': published, 'e': bound, 'f': kept_bound}.get(name[0], ours)
     run = build(opt, dtype, compiled)
     cuda = torch.cuda.is_available() and opt.device in ('auto', 'cuda')
 
@@ -197,22 +209,29 @@ def tree_memory(pid):
 
 
 class Variant:
-    """A worker process. Its memory is read only in turns that are not timed, because reading it
-    slows the process down."""
+    """A worker process, which prints to the file `log`.
 
-    def __init__(self, name, opt):
+    Its memory is read only in turns that are not timed, because reading it slows the process down.
+    """
+
+    def __init__(self, name, opt, log):
         context = multiprocessing.get_context('spawn')
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=worker, args=(name, opt, other))
+        self.process = context.Process(target=worker, args=(name, opt, other, log))
         self.process.start()
         other.close()
-        self.times, self.peak = [], 0
+        self.log, self.times, self.peak = log, [], 0
 
     def ask(self, message, watched=False):
-        self.pipe.send(message)
-        while watched and not self.pipe.poll(0.05):
-            self.peak = max(self.peak, tree_memory(self.process.pid))
-        return self.pipe.recv()
+        try:
+            self.pipe.send(message)
+            while watched and not self.pipe.poll(0.05):
+                self.peak = max(self.peak, tree_memory(self.process.pid))
+            return self.pipe.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            print(self.log.read_text(), end='', file=sys.stderr)
+            raise UserError('a variant ended early; its error is above', status=1) from None
 
     def stop(self):
         alone, self.gpu_peak = self.ask('stop')
@@ -221,13 +240,14 @@ class Variant:
         self.process.join()
 
 
-def measure(opt):
-    """{name: Variant} after all rounds, and {name: profile}."""
+def measure(opt, folder):
+    """{name: Variant} after all rounds, and {name: profile}. What the variants print goes to files
+    in `folder`."""
     running, profiles = {}, {}
     try:
         for name in opt.only:
             print(f'starting {name}: {VARIANTS[name][0]}, {VARIANTS[name][1]}', file=sys.stderr)
-            running[name] = Variant(name, opt)
+            running[name] = Variant(name, opt, folder / f'{name}.txt')
             start = time.perf_counter()
             running[name].ask(opt.steps, watched=True)  # starts and compiles
             running[name].start_time = time.perf_counter() - start
@@ -243,8 +263,6 @@ def measure(opt):
             profiles = {name: running[name].ask('profile') for name in opt.only if name in 'bcd'}
         for variant in running.values():
             variant.stop()
-    except (EOFError, ConnectionError):
-        raise UserError('a variant ended early; its error is above', status=1) from None
     finally:
         for variant in running.values():
             variant.process.kill()
@@ -257,7 +275,7 @@ def measure(opt):
 def machine():
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
     versions = f'torch {torch.__version__}; {time.strftime("%Y-%m-%d")}'
-    return f'{devices.processor()}, {os.cpu_count()} cores, {gpu}; {versions}'
+    return f'{devices.processor()}, {data.cores()} cores, {gpu}; {versions}'
 
 
 def table(opt, running):
@@ -267,7 +285,8 @@ def table(opt, running):
     rows = []
     for name, v in running.items():
         what, dtype, _ = VARIANTS[name]
-        limit = speed.get('e16' if dtype == 'bfloat16' else 'e32')
+        limits = [speed.get(bound + ('16' if dtype == 'bfloat16' else '32')) for bound in 'ef']
+        shares = [speed[name] / limit if limit else None for limit in limits]
         row = {
             'variant': name,
             'what': what,
@@ -275,7 +294,8 @@ def table(opt, running):
             'images_per_second': speed[name],
             'slowest': images / max(v.times),
             'fastest': images / min(v.times),
-            'share_of_bound': speed[name] / limit if limit else None,
+            'share_of_bound': shares[0],
+            'share_of_kept_bound': shares[1],
             'ratio_to_a': speed[name] / speed['a'] if 'a' in speed else None,
             'peak_memory': v.peak,
             'gpu_peak_memory': v.gpu_peak,
@@ -287,17 +307,18 @@ def table(opt, running):
 
 def print_table(rows):
     print(
-        f'{"":4}{"":21}{"dtype":10}{"img/s":>8}{"slowest-fastest":>17}{"of bound":>10}'
+        f'{"":4}{"":21}{"dtype":10}{"img/s":>8}{"slowest-fastest":>17}{"of e":>7}{"of f":>7}'
         f'{"to a":>7}{"peak GB":>9}{"GPU GB":>8}{"start s":>9}'
     )
     for r in rows:
-        share = f'{r["share_of_bound"]:.0%}' if r['share_of_bound'] else '-'
+        shares = [r['share_of_bound'], r['share_of_kept_bound']]
+        shares = [f'{share:.0%}' if share else '-' for share in shares]
         ratio = f'{r["ratio_to_a"]:.2f}' if r['ratio_to_a'] else '-'
         span = f'{r["slowest"]:.0f}-{r["fastest"]:.0f}'
         print(
             f'{r["variant"]:4}{r["what"]:21}{r["dtype"]:10}{r["images_per_second"]:8.0f}{span:>17}'
-            f'{share:>10}{ratio:>7}{r["peak_memory"] / 1e9:9.2f}{r["gpu_peak_memory"] / 1e9:8.2f}'
-            f'{r["start_time"]:9.1f}'
+            f'{shares[0]:>7}{shares[1]:>7}{ratio:>7}{r["peak_memory"] / 1e9:9.2f}'
+            f'{r["gpu_peak_memory"] / 1e9:8.2f}{r["start_time"]:9.1f}'
         )
 
 
@@ -372,9 +393,9 @@ def main(argv=None):
     if {'c', 'd'} & set(opt.only) and not devices.compiler_works(device):
         opt.only = [name for name in opt.only if name not in 'cd']
     # An empty cache, to count the memory of compiling in every run.
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', cache)
-        running, profiles = measure(opt)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', os.path.join(folder, 'cache'))
+        running, profiles = measure(opt, Path(folder))
     rows = table(opt, running)
     print(f'batch {opt.batch_size}, medians of {opt.rounds} rounds of {opt.steps} steps')
     print_table(rows)

@@ -42,13 +42,24 @@ def record(run) -> list:
     return recorder.calls
 
 
-def make_replay(calls: list):
-    """run(steps) of only the recorded calls, each on the very tensors that the step gave it."""
+def make_replay(calls: list, keep: bool = False):
+    """run(steps) of only the recorded calls, each on the very tensors that the step gave it.
+
+    keep: hold the output of a trained convolution until its backward call, as training must. It
+    then takes fresh memory, which is not in the cache.
+    """
+    backward = {weight(call) for call in calls if name(call) == 'aten.convolution_backward'}
 
     @torch.no_grad()
     def replay():
-        for func, args, kwargs in calls:
-            func(*args, **kwargs)
+        kept = {}
+        for call in calls:
+            func, args, kwargs = call
+            output = func(*args, **kwargs)
+            if keep and name(call) == 'aten.convolution' and weight(call) in backward:
+                kept[weight(call)] = output
+            elif keep and name(call) == 'aten.convolution_backward':
+                del kept[weight(call)]
         return args[0]  # Graphed wants a tensor
 
     # Without a CUDA graph, a GPU would wait for Python.
@@ -59,6 +70,17 @@ def make_replay(calls: list):
             replay()
 
     return run
+
+
+def name(call) -> str:
+    """The operator of a recorded call, such as 'aten.convolution'."""
+    return str(call[0].overloadpacket)
+
+
+def weight(call) -> int:
+    """The address of a convolution's weight, which its forward and backward calls share."""
+    _, args, _ = call
+    return args[2 if name(call) == 'aten.convolution_backward' else 1].data_ptr()
 
 
 # ------------------------ the profile

@@ -56,12 +56,24 @@ def choose_device(opt) -> tuple[torch.device, list]:
 
 
 def processor() -> str:
-    """The processor's name and the vector instructions that torch uses, for the log."""
-    name = platform.processor() or platform.machine()
+    """The processor's name and its instructions for vectors and matrices, for the log."""
+    name, features = platform.processor() or platform.machine(), []
     with contextlib.suppress(OSError):
-        found = re.search('^model name\\s*: (.*)', Path('/proc/cpuinfo').read_text(), re.MULTILINE)
+        cpuinfo = Path('/proc/cpuinfo').read_text()
+        found = re.search('^model name\\s*: (.*)', cpuinfo, re.MULTILINE)
         name = found[1] if found else name
-    return f'{name} ({torch.backends.cpu.get_cpu_capability()})'
+        words = set(cpuinfo.split())
+        features = [feature for flag, feature in FEATURES.items() if flag in words]
+    return f'{name} ({", ".join(features) or torch.backends.cpu.get_cpu_capability()})'
+
+
+# The flags of Linux, and what they are called. bfloat16 is fast with one of the first two.
+FEATURES = {
+    'amx_bf16': 'AMX',
+    'avx512_bf16': 'AVX-512 bfloat16',
+    'avx512f': 'AVX-512',
+    'avx2': 'AVX2',
+}
 
 
 def device_name(device: torch.device) -> str:

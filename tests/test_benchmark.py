@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -78,6 +79,33 @@ def test_bound_has_the_flops_of_the_step():
     assert flops(benchmark.bound(options(), 'float', False)) == flops(step)
 
 
+@pytest.mark.parametrize('keep', [False, True])
+def test_second_bound_keeps_outputs_until_the_backward_call(keep):
+    """Of the student's convolutions alone: the teacher's outputs serve no backward pass."""
+    alive, outputs = [], {}
+
+    def watched(call):
+        func, args, kwargs = call
+
+        def run(*args, **kwargs):
+            output = func(*args, **kwargs)
+            if step_parts.name(call) == 'aten.convolution':
+                outputs[step_parts.weight(call)] = weakref.ref(output)
+            elif step_parts.name(call) == 'aten.convolution_backward':
+                alive.append(outputs[step_parts.weight(call)]() is not None)
+            return output
+
+        run.overloadpacket = func.overloadpacket
+        return run, args, kwargs
+
+    step_parts.make_replay([watched(call) for call in record('float')], keep)(1)
+    student, teacher = (len(list(convolutions(*net))) for net in ((16, 1), (16, 2)))
+    # Without keep, the output of the last call is still in a variable.
+    assert alive == [keep] * student
+    assert len(outputs) == student + teacher
+    assert not any(output() is not None for output in outputs.values())
+
+
 def test_bound_of_bfloat16_convolves_in_bfloat16():
     assert {
         args[0].dtype for func, args, _ in record('bfloat16') if 'convolution' in str(func)
@@ -102,7 +130,9 @@ def test_compiled_step_is_the_one_that_cifar_compiles(monkeypatch):
 
 
 def test_table_has_a_row_for_each_variant(tmp_path):
-    command = '--rounds 1 --steps 1 --batch_size 4 --images 8 --nthread 1 --device cpu --only a,b,e'
+    command = (
+        '--rounds 1 --steps 1 --batch_size 4 --images 8 --nthread 1 --device cpu --only a,b,e,f'
+    )
     done = subprocess.run(
         [sys.executable, SCRIPTS / 'benchmark.py', *command.split(), '--json', 'b.json'],
         cwd=tmp_path,
@@ -112,16 +142,24 @@ def test_table_has_a_row_for_each_variant(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = {r['variant']: r for r in json.loads((tmp_path / 'b.json').read_text())['rows']}
-    assert list(rows) == ['a', 'b', 'e32', 'e16']
+    assert list(rows) == ['a', 'b', 'e32', 'e16', 'f32', 'f16']
+    # Only progress comes beside the table.
+    assert {line.split()[0] for line in done.stderr.splitlines()} == {'starting', 'round'}
     for name, row in rows.items():
         assert f'{name:4}{row["what"]}' in done.stdout
         assert row['images_per_second'] > 0 and row['peak_memory'] > 5e7
-    assert (
-        rows['e32']['share_of_bound']
-        == rows['e16']['share_of_bound']
-        == rows['a']['ratio_to_a']
-        == 1
-    )
+    assert rows['e32']['share_of_bound'] == rows['e16']['share_of_bound'] == 1
+    assert rows['f32']['share_of_kept_bound'] == rows['f16']['share_of_kept_bound'] == 1
+    assert rows['a']['ratio_to_a'] == 1
+
+
+def test_error_of_a_variant_is_printed(capsys):
+    """The batch is too large for any memory."""
+    words = f'--rounds 1 --steps 1 --batch_size {10**9} --images {10**9} --device cpu --only b'
+    assert benchmark.program.call_main(benchmark.main, words.split()) == 1
+    error = capsys.readouterr().err
+    assert "can't allocate memory" in error or 'not enough memory' in error
+    assert error.rstrip().endswith('a variant ended early; its error is above')
 
 
 def test_input_is_images_a_second_less_the_first_turn(tmp_path, monkeypatch, capsys):
