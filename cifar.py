@@ -516,9 +516,7 @@ def prepare(run: runs.Run, device) -> tuple[Nets, data.ImageSet, data.ImageSet]:
     nets = Nets(f, teacher and teacher.f, params)
     train_set, test_set = (s.to(device) for s in sets)
     if teacher and not run.checkpoint:
-        teachers.warn_of_training(
-            opt.teacher_id, teacher.records, opt.validate, 'dataset', opt.dataset
-        )
+        teachers.warn_of_training(opt.teacher_id, teacher.records, opt.validate, test_set.classes)
         run.facts['teacher_test_acc'] = test_teacher(opt, teacher, nets, test_set)
     return nets, train_set, test_set
 

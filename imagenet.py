@@ -543,9 +543,8 @@ def prepare(run: runs.Run, device) -> tuple[Nets, Sets]:
     params = utils.flatten({k: devices.to_device(v, device) for k, v in parts.items()})
     nets = Nets(student.f, teacher and teacher.f, params)
     if teacher and not run.checkpoint:
-        teachers.warn_of_training(
-            opt.teacher_params, teacher.records, opt.validate, 'imagenetpath', opt.imagenetpath
-        )
+        classes = sets.val.classes
+        teachers.warn_of_training(opt.teacher_params, teacher.records, opt.validate, classes)
         run.facts['teacher_test_acc'] = test_teacher(opt, teacher, nets, sets.val)
     return nets, sets
 

@@ -152,10 +152,12 @@ def at_loss(x: torch.Tensor, y: torch.Tensor, p: float = 2, map: str = 'sum') ->
 
     Raises ValueError unless both are 4-D with the same batch size.
     """
-    if x.dim() != 4 or y.dim() != 4 or len(x) != len(y):
+    tensors = torch.is_tensor(x) and torch.is_tensor(y)
+    if not tensors or x.dim() != 4 or y.dim() != 4 or len(x) != len(y):
+        found = [tuple(v.shape) if torch.is_tensor(v) else type(v).__name__ for v in (x, y)]
         raise ValueError(
-            f'at_loss needs two activations [B, C, H, W] of one batch, not {tuple(x.shape)} and '
-            f'{tuple(y.shape)}. Arrange tokens [B, N, C], without class token, by '
+            f'at_loss needs two activations [B, C, H, W] of one batch, not {found[0]} and '
+            f'{found[1]}. Arrange tokens [B, N, C], without class token, by '
             'x.transpose(1, 2).unflatten(2, (H, W)), and NHWC by x.permute(0, 3, 1, 2). Pooled '
             'features [B, C] have no map: take a layer before the pooling'
         )

@@ -51,6 +51,8 @@ def open_net(opt):
 
 def open_onnx(opt):
     """The same of an ONNX file."""
+    if not Path(opt.net).is_file():
+        raise UserError(f'NET {opt.net}: no such file')
     try:
         import onnxruntime
 

@@ -9,8 +9,8 @@ from support.program import UserError
 class Watched:
     """Keeps the outputs of layers of a net, in the order of `layers`, at each call.
 
-    It first tries the net on a black image of that size. Raises UserError if the net does not take
-    it, gives no logits of its classes, or has no such layer.
+    It first tries the net on two black images of that size. Raises UserError if the net does not
+    take them, gives no logits of its classes, or has no such layer.
     """
 
     def __init__(self, net: Net, layers: list, size: int):
@@ -23,14 +23,14 @@ class Watched:
         try:
             with torch.no_grad():
                 net.module.eval()
-                logits = net(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+                logits = net(torch.zeros(2, size, size, 3, dtype=torch.uint8))
         except (AssertionError, RuntimeError, ValueError) as e:
             fails = f'{net.source}: fails on images of {size}x{size}, see --image_size'
             raise UserError(f'{fails}: {str(e)[:300]}') from e
         shape = getattr(logits, 'shape', None)
         if shape is None or len(shape) != 2 or shape[1] < net.num_classes:
             what = type(logits).__name__ if shape is None else tuple(shape)
-            raise UserError(f'{net.source}: returns {what}, not (1, {net.num_classes}) logits')
+            raise UserError(f'{net.source}: returns {what}, not (2, {net.num_classes}) logits')
 
     def keep(self, i: int, x) -> None:
         self.outputs[i] = x
@@ -40,31 +40,41 @@ class Watched:
         return [as_maps(x) for x in self.outputs]
 
 
-def watch(net: Net, layers: list, size: int) -> Watched:
-    """Watched layers, each of which must have maps. Raises UserError if one has none."""
+def watch(net: Net, layers: list, size: int):
+    """maps() -> [activations [B, C, H, W] of each layer in the net's last call]. Raises UserError
+    if a layer has no maps."""
     watched = Watched(net, layers, size)
     for layer, x in zip(layers, watched.outputs):
         if not has_maps(x):
             raise UserError(f'{net.source}: layer {layer} has no maps; --list prints those that do')
-    return watched
+    return watched.maps
 
 
-def print_layers(net: Net, size: int) -> None:
-    """Print the layers whose outputs have maps, with the outputs' shapes."""
-    layers = [name for name, _ in net.module.named_modules() if name]
-    for layer, x in zip(layers, Watched(net, layers, size).outputs):
-        if has_maps(x):
-            print(f'{layer:40} {tuple(x.shape)}')
+def print_layers(size: int, *nets) -> None:
+    """Print the layers of the nets whose outputs have maps, with the outputs' shapes."""
+    for net in filter(None, nets):
+        print(f'{net.source}: layers with maps, for 2 images of {size}x{size}')
+        layers = [name for name, _ in net.module.named_modules() if name]
+        for layer, x in zip(layers, Watched(net, layers, size).outputs):
+            if has_maps(x):
+                print(f'{layer:40} {tuple(x.shape)}')
 
 
 def has_maps(x) -> bool:
-    """Whether a layer's output is more than one vector for each image."""
-    return torch.is_tensor(x) and x.dim() in (3, 4) and as_maps(x)[0, 0].numel() > 1
+    """Whether a layer's output for two square images is more than one vector for each.
+
+    The windows of a Swin transformer have another batch size, and its attention scores are not
+    square.
+    """
+    if not torch.is_tensor(x) or x.dim() not in (3, 4) or len(x) != 2:
+        return False
+    _, _, H, W = as_maps(x).shape
+    return H == W > 1
 
 
 def as_maps(x: torch.Tensor) -> torch.Tensor:
-    """Activations [B, C, H, W] of square images. NHWC and the tokens of a ViT [B, N, C], with class
-    tokens before the H*W patches, are arranged so."""
+    """Activations [B, C, H, W] of square images, also from NHWC and from the tokens of a ViT
+    [B, N, C]: class tokens, then the H*W patches row by row."""
     if x.dim() == 4:
         return x.permute(0, 3, 1, 2) if x.shape[1] == x.shape[2] != x.shape[3] else x
     side = int(x.shape[1] ** 0.5)

@@ -11,7 +11,6 @@ import torchvision
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), '.']
 import data
-from support.files import write_atomically
 from support.photographs import centre_view
 from support.program import UserError
 
@@ -47,11 +46,28 @@ class Net(NamedTuple):
         return 100 * right / len(val.labels)
 
 
+def make_nets(opt, num_classes: int) -> tuple:
+    """(student, teacher or None) with random values of --seed. Sets opt.image_size if it was not
+    given: to the larger of the nets' own.
+
+    The teacher changes neither the student's initial values nor what is drawn afterwards.
+    """
+    torch.manual_seed(opt.seed)
+    student, teacher = make('--student', opt.student, num_classes, opt), None
+    if opt.teacher:
+        teacher = make('--teacher', opt.teacher, opt.teacher_classes or num_classes, opt)
+    torch.manual_seed(opt.seed)
+    opt.image_size = opt.image_size or max(net.size for net in (student, teacher) if net)
+    return student, teacher
+
+
 def make(option: str, net: str, num_classes: int, opt) -> Net:
     """The net timm:NAME or MODULE:FUNCTION with random weights; opt: --mean and --std. Raises
     UserError that begins with the option if there is no such net."""
     source, (package, _, name) = f'{option} {net}', net.partition(':')
     size, (mean, std) = 224, IMAGENET
+    if not name:
+        raise UserError(f'{source}: is neither timm:NAME nor MODULE:FUNCTION')
     try:
         if package == 'timm':
             module = import_module('timm').create_model(name, num_classes=num_classes)
@@ -76,10 +92,3 @@ def import_from(package: str, name: str):
     if os.path.exists(own) and not os.path.samefile(own, module.__file__):
         raise ImportError(f'{own} has the name of {module.__file__}; rename yours')
     return getattr(module, name)
-
-
-def save(net: Net, path) -> None:
-    """Write the module's state_dict, which a machine without a GPU can load too."""
-    state = {name: value.cpu() for name, value in net.module.state_dict().items()}
-    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: torch.save(state, file))

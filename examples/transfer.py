@@ -1,12 +1,15 @@
 """Attention transfer between any two torch modules, on a folder of photographs.
 
-    # the layers of a net
-    python examples/transfer.py ~/photos --student torchvision.models:resnet18 --list
-    # a student learns from a teacher that was trained before
-    python examples/transfer.py ~/photos --student torchvision.models:resnet18 \\
-        --teacher timm:resnet34 --teacher_weights teacher.pth --layers layer3 layer4
+    # the layers of two nets
+    python examples/transfer.py ~/photos --student timm:resnet18 --teacher timm:resnet34 --list
+    # a teacher is trained as a student without a teacher
+    python examples/transfer.py ~/photos --student timm:resnet34 --save teacher.pth
+    # a student learns from it
+    python examples/transfer.py ~/photos --student timm:resnet18 --teacher timm:resnet34 \\
+        --teacher_weights teacher.pth --layers layer3 layer4
 
-NET is timm:NAME or MODULE:FUNCTION, called with num_classes=N. MODULE may be a file of yours here.
+NET is timm:NAME or MODULE:FUNCTION, called with num_classes=N, such as torchvision.models:resnet18.
+MODULE may be a file of yours in the current folder.
 """
 
 import sys
@@ -14,15 +17,15 @@ import sys
 import torch
 import torch.nn.functional as F
 from layers import print_layers, watch
-from modules import make, save  # puts the repository on the path
+from modules import make_nets  # finds the repository
+from training import finish, load, save, stoppable, train_batches
 
-import data
 import utils
 from support import photographs, program
-from support.files import check_file
+from support.averages import Averages
+from support.files import check_new_file
 from support.options import Parser, number
 from support.program import UserError
-from support.weights import load_into
 
 parser = Parser(__doc__)
 parser.set_defaults(validate=0, skip_broken=False, nthread=0)
@@ -34,65 +37,62 @@ add('--teacher_weights', metavar='FILE', help='its weights, a state_dict')
 add('--teacher_classes', type=number(int, 1), help='its classes (default: as the images have)')
 add('--layers', nargs='+', metavar='L', help='layers of the student whose maps are to match')
 add('--teacher_layers', nargs='+', metavar='L', help='of the teacher (default: as --layers)')
-add('--list', action='store_true', help='print the layers of the student and stop')
+add('--list', action='store_true', help='print the layers that have maps, and stop')
 add('--beta', default=1e3, type=number(low=0), help='weight of the transfer (default: 1e+3)')
-add('--image_size', type=number(int, 33, 1024), help="side of images (default: the student's)")
-add('--mean', nargs=3, type=number(), help="of RGB in 0 to 1 (default: each net's own)")
-add('--std', nargs=3, type=number(above=0), help="as --mean (default: each net's own)")
+add('--image_size', type=number(int, 33, 1024), help="side of images (default: the nets' own)")
+add('--mean', nargs=3, type=number(), help="of RGB in 0 to 1, of both nets (default: each's own)")
+add('--std', nargs=3, type=number(above=0), help='as --mean')
 add('--epochs', default=40, type=number(int, 1), help='passes over the images (default: 40)')
 add('--batch_size', default=64, type=number(int, 2), help='images per step (default: 64)')
-add('--lr', default=0.05, type=number(above=0), help='rate of SGD, falls to 0 (default: 0.05)')
-add('--save', default='student.pth', metavar='FILE', help='state_dict (default: student.pth)')
+add('--lr', default=0.05, type=number(above=0), help='of SGD; falls as a cosine (default: 0.05)')
+add('--seed', default=0, type=number(int, 0), help='of initial values and crops (default: 0)')
+add('--save', default='student.pth', metavar='FILE', help='new state_dict (default: student.pth)')
 
 
 def main(argv=None):
     opt, _ = parser.parse(argv)
     layers, layers_t = opt.layers or [], opt.teacher_layers or opt.layers or []
-    if not bool(opt.teacher) == bool(opt.teacher_weights) == bool(layers):
+    if not (opt.list or bool(opt.teacher) == bool(opt.teacher_weights) == bool(layers)):
         raise UserError('--teacher, --teacher_weights and --layers: give all three or none')
     if len(layers_t) != len(layers):
         raise UserError('--teacher_layers: give as many layers as --layers')
-    check_file(opt.save)
+    check_new_file(opt.save)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    sets = photographs.open_sets(opt, device)
-    torch.manual_seed(0)
-    student = make('--student', opt.student, len(sets.val.classes), opt)
-    opt.image_size = opt.image_size or student.size
+    sets = photographs.open_sets(opt, device, 'DIR')
+    student, teacher = make_nets(opt, len(sets.val.classes))
     if opt.list:
-        return print_layers(student, opt.image_size)
-    watched = watch(student, layers, opt.image_size)
-    if opt.teacher:
-        teacher = make('--teacher', opt.teacher, opt.teacher_classes or len(sets.val.classes), opt)
-        load_into(teacher.module, opt.teacher_weights)
-        watched_t = watch(teacher, layers_t, opt.image_size)
+        return print_layers(opt.image_size, student, teacher)
+    maps = watch(student, layers, opt.image_size)
+    if teacher:
+        load(teacher, '--teacher_weights', opt.teacher_weights)
+        maps_t = watch(teacher, layers_t, opt.image_size)
         teacher.module.eval().requires_grad_(False).to(device)
+        print(f'teacher: test accuracy {teacher.accuracy(sets.val, opt.image_size):.2f} %')
     student.module.to(device)
     optimizer = torch.optim.SGD(student.module.parameters(), opt.lr, 0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, opt.epochs)
-
-    def view(file, i, out):
-        return photographs.train_view(file, opt.image_size, 0, epoch, i, out)
-
-    for epoch in range(1, opt.epochs + 1):
-        student.module.train()
-        order = data.epoch_order(len(sets.train.labels), 0, epoch)
-        batches = [b for b in order.split(opt.batch_size) if len(b) > 1]  # batch norm needs two
-        for images, targets in sets.train.batches(batches, view):
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
-                loss = F.cross_entropy(student(images), targets)
-                if opt.teacher:
-                    teacher(images)
-                    ats = map(utils.at_loss, watched.maps(), watched_t.maps())
-                    loss = loss + opt.beta * sum(ats)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        schedule.step()
-        if not loss.isfinite():
-            raise UserError(f'epoch {epoch}: the loss is {loss}; try a lower --lr', status=1)
-        accuracy = student.accuracy(sets.val, opt.image_size)
-        print(f'epoch {epoch}: loss {loss:.3f}, test accuracy {accuracy:.2f} %', flush=True)
-    save(student, opt.save)
+    with stoppable(opt.save):
+        for epoch in range(1, opt.epochs + 1):
+            student.module.train()
+            averages = Averages(['loss', 'transfer'], epoch, opt.save)
+            for images, targets in train_batches(sets.train, epoch, opt):
+                transfer = torch.zeros((), device=device)
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
+                    loss = F.cross_entropy(student(images), targets)
+                    if teacher:
+                        teacher(images)
+                        transfer = opt.beta * sum(map(utils.at_loss, maps(), maps_t()))
+                loss = loss + transfer
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                averages.add(torch.stack([loss, transfer]).detach(), len(images))
+            schedule.step()
+            loss, transfer = finish(averages)
+            share = f' ({transfer / loss:.0%} of it transfer)' if teacher else ''
+            accuracy = student.accuracy(sets.val, opt.image_size)
+            print(f'epoch {epoch}: loss {loss:.3f}{share}, test accuracy {accuracy:.2f} %')
+            save(student, opt.save)
 
 
 if __name__ == '__main__':

@@ -85,6 +85,8 @@ def main(argv=None):
         f, params = check_net(fold(params, opt.source), f'{opt.source}, folded')
     kind, (depth, width, num_classes) = resnet.layout(params), resnet.net_shape(params)
     what = f'{kind} of depth {depth}, width {width:g}, {num_classes or "no"} classes'
+    if kind == 'folded':
+        what = what.replace(kind, 'resnet') + ', batch norms folded'
     file = io.BytesIO()
     if out.suffix == '.onnx':
         if num_classes is None:

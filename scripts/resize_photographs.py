@@ -4,7 +4,8 @@
 
 IN has train/CLASS/* and val/CLASS/* (or test), and so has OUT. A photograph whose shorter side has
 more than --side pixels becomes a JPEG whose shorter side has as many. Smaller JPEGs are copied.
-Repeat a command that was stopped: it writes what is missing.
+Broken photographs are listed and left out. Repeat a command that was stopped: it writes what is
+missing.
 """
 
 import os
@@ -50,11 +51,19 @@ def main(argv=None):
     missing = unwritten(opt.out_dir, files, resume=True)
     write = partial(write_smaller, opt, files)
     try:
-        data.in_threads(write, missing, 'resizing', opt.nthread)
+        faults = data.in_threads(write, missing, 'resizing', opt.nthread)
     except Stopped as e:
         e.hint = 'repeat the command to write the rest'
         raise
-    print(f'{opt.out_dir}: {len(files):,} photographs, {len(missing):,} of them written now')
+    broken = [fault for fault in faults if fault]
+    for fault in broken:
+        print(f'{fault}', file=sys.stderr)
+    print(
+        f'{opt.out_dir}: {len(files) - len(broken):,} photographs, '
+        f'{len(missing) - len(broken):,} of them written now'
+    )
+    if broken:
+        raise UserError(f'IN {opt.source}: {len(broken)} broken photographs were left out')
 
 
 def find_files(source) -> dict:
@@ -89,11 +98,15 @@ def check_settings(opt) -> None:
     write_text(note, settings)
 
 
-def write_smaller(opt, files: dict, path: str) -> None:
-    """Write the copy of one photograph. Raises UserError that names the file if it is broken."""
+def write_smaller(opt, files: dict, path: str) -> str | None:
+    """Write the copy of one photograph. Returns its fault if it is broken. Raises UserError, status
+    1, if the disk fails."""
     file = files[path]
-    raw = data.read_image(file)
-    image = data.decode_bgr(file, raw)
+    try:
+        raw = data.read_image(file)
+        image = data.decode_bgr(file, raw)
+    except data.BrokenImage as e:
+        return str(e)
     size, shorter = image.shape[:2], min(image.shape[:2])
     if shorter > opt.side:
         image = resize(image, tuple(round(n * opt.side / shorter) for n in size))

@@ -144,6 +144,13 @@ def check_writable(folder, option: str = '--save') -> None:
         return
 
 
+def check_new_file(path, option: str = '--save') -> None:
+    """Raise UserError if `path` exists, or no file can be written there. Creates nothing."""
+    check_file(path, option)
+    if os.path.lexists(path):
+        raise UserError(f'{option} {path}: exists already; give another name')
+
+
 def check_file(path, option: str = '--save') -> None:
     """Raise UserError if `path` is a folder, or no file can be written there. Creates nothing."""
     if os.path.isdir(path):

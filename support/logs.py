@@ -62,7 +62,10 @@ def epoch_line(record: dict) -> str:
     """The printed line of a log record."""
 
     def accuracy(acc):  # top-1, or [top-1, top-5]
-        return f'{acc[0]:.2f} % (top-5 {acc[1]:.2f} %)' if isinstance(acc, list) else f'{acc:.2f} %'
+        if not isinstance(acc, list):
+            return f'{acc:.2f} %'
+        top5 = f' (top-5 {acc[1]:.2f} %)' if record['num_classes'] > 5 else ''  # else 100 %
+        return f'{acc[0]:.2f} %{top5}'
 
     parts = [f'epoch {record["epoch"]}/{record["epochs"]}: lr {record["lr"]:.2g}']
     if record['train_loss'] is not None:

@@ -77,9 +77,12 @@ class Photographs:
             i = int(i)
             try:
                 return view(self.files[i], i, out)
-            except data.BrokenImage:
+            except data.BrokenImage as e:
                 if not self.opt.skip_broken:
-                    raise
+                    raise data.BrokenImage(
+                        f'{e}. imagenet.py --check_images lists all broken images, '
+                        '--skip_broken replaces them'
+                    ) from e
             self.broken.add(i)
             self.check_broken(self.broken)
             same = (self.labels == self.labels[i]).nonzero()[:, 0].tolist()
@@ -137,10 +140,11 @@ class Sets(NamedTuple):
     val: Photographs
 
 
-def open_sets(opt, device) -> Sets:
-    """The training and validation photographs of --imagenetpath; with --validate both are parts
-    of the training set. Raises UserError as data.scan_folder and data.held_out do."""
-    folders = scan_photographs(opt.imagenetpath, say=ranks.print_first)
+def open_sets(opt, device, option='--imagenetpath') -> Sets:
+    """The training and validation photographs of --imagenetpath, or as a program calls it; with
+    --validate both are parts of the training set. Raises UserError as data.scan_folder and
+    data.held_out do."""
+    folders = scan_photographs(opt.imagenetpath, option, ranks.print_first)
     sets = Sets(*(Photographs(folder, opt, device) for folder in folders))
     if opt.validate:
         out = data.held_out(sets.train.labels, len(sets.train.classes), opt.validate)

@@ -137,7 +137,7 @@ class Run:
         """The learning rate and its drops within this run, for a line."""
         opt = self.opt
         drops = [str(step) for step in opt.epoch_step if step <= opt.epochs]
-        where = f'epoch{"s" * (len(drops) > 1)} {", ".join(drops)}'
+        where = f'the start of epoch{"s" * (len(drops) > 1)} {", ".join(drops)}'
         return f'lr {opt.lr:g}' + (f', times {opt.lr_decay_ratio:g} at {where}' if drops else '')
 
     def print_end(self) -> None:
@@ -146,7 +146,7 @@ class Run:
         convert = shlex.quote(str(Path(sys.argv[0]).parent / 'scripts' / 'convert.py'))
         ranks.print_first(
             f'weights: {self.opt.save}/model.hkl. Test them: python {program} --evaluate {save}. '
-            f'Convert them: python {convert} {save} net.onnx'
+            f'Convert them: python {convert} {save} net.onnx --normalize'
         )
 
     @contextlib.contextmanager

@@ -47,20 +47,20 @@ def load_teacher(run: runs.Run, option: str, load: Callable) -> Net | None:
     )
 
 
-def warn_of_training(source: str, records: list, validate: int, option: str, value: str) -> None:
+def warn_of_training(source: str, records: list, validate: int, classes: list) -> None:
     """Print a warning if the teacher's log says that its training was cut off, or that it has
-    trained on the images that --validate holds out. Its data are the same if `option` has that
-    value in the log."""
+    trained on the images that --validate holds out. Its data count as the same if they have the
+    same classes: they may be a resized copy."""
     last = records[-1] if records else {}
     epoch, epochs = (last.get(name) for name in ('epoch', 'epochs'))
     if type(epoch) is type(epochs) is int and epoch < epochs:
         text = f'has stopped at epoch {epoch} of {epochs}'
         ranks.print_first(f'warning: teacher {source} {text}', sys.stderr)
     held_out = last.get('validate', 0)
-    if type(held_out) is int and held_out < validate and last.get(option) == value:
+    if type(held_out) is int and held_out < validate and class_names(records) == classes:
         ranks.print_first(
             f'warning: teacher {source} was trained on images that --validate {validate} holds '
-            f'out, so that results on them mean little: train it with --validate {validate} too',
+            f'out. Results on them mean little: train it with --validate {validate} too',
             sys.stderr,
         )
 

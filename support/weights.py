@@ -24,7 +24,7 @@ from utils import wide
 # Where programs store the accuracy of a net.
 ACCURACIES = ('best_acc1', 'best_acc', 'best_top1', 'acc1', 'acc', 'test_acc', 'val_acc')
 ACCURACIES += ('accuracy', 'best_value', 'metric')
-OTHER_NETS = 'For nets of other kinds see examples/transfer.py, which takes any torch module'
+OTHER_NETS = 'This needs a ResNet, Wide ResNet or NIN; examples/transfer.py trains any torch module'
 
 
 class Net(NamedTuple):
@@ -51,7 +51,9 @@ def load_net(source) -> Net:
         raise UserError(f'{source}: no such run folder or weights file')
     if folder:
         if not os.path.exists(folder / 'log.txt'):
-            raise UserError(f'{folder}: no finished epoch in it yet (there is no log.txt)')
+            raise UserError(
+                f'{folder}: is no run folder, or its first epoch has not ended: no log.txt'
+            )
         records = read_log(folder / 'log.txt')
     if os.path.isdir(source):
         file = folder / ('model.hkl' if os.path.exists(folder / 'model.hkl') else 'model.pt7')

@@ -1,7 +1,10 @@
 """examples/: transfer between any two torch modules, and the class names of image files."""
 
+import os
 import re
+import signal
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,6 +21,7 @@ sys.path[:0] = [str(ROOT / 'examples'), str(ROOT / 'scripts')]
 import classify
 import layers
 import modules
+import training
 import transfer
 
 import convert
@@ -95,6 +99,7 @@ def home(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)  # of '.' Python keeps the folder at its first import
     monkeypatch.delitem(sys.modules, 'nets', raising=False)
+    (folder / 'student.pth').unlink(missing_ok=True)
     if not (folder / 'large.pth').exists():
         torch.manual_seed(1)
         torch.save(net('large').state_dict(), folder / 'large.pth')
@@ -109,6 +114,7 @@ def net(name, num_classes=3):
 
 def ran(capsys, *options):
     """What transfer.py prints, which must succeed."""
+    Path('student.pth').unlink(missing_ok=True)
     argv = words('set --image_size 40 --epochs 1', *options)
     assert program.call_main(transfer.main, argv) == 0, capsys.readouterr().err
     out, err = capsys.readouterr()
@@ -117,7 +123,8 @@ def ran(capsys, *options):
 
 
 def last_loss(printed):
-    return float(re.search(r'loss ([\d.]+), test accuracy [\d.]+ %\n$', printed)[1])
+    pattern = r'loss ([\d.]+)(?: \(\d+% of it transfer\))?, test accuracy [\d.]+ %\n$'
+    return float(re.search(pattern, printed)[1])
 
 
 # ------------------------ the programs
@@ -196,13 +203,13 @@ def test_the_loss_of_the_first_step_is_that_of_the_paper(pairs, home, capsys):
 
 
 def test_the_student_is_saved_and_the_teacher_stays_as_it_was(home, capsys, monkeypatch):
-    made, make = [], transfer.make
-    monkeypatch.setattr(transfer, 'make', lambda *a: made.append(make(*a)) or made[-1])
+    made, make = [], modules.make
+    monkeypatch.setattr(modules, 'make', lambda *a: made.append(make(*a)) or made[-1])
     options = '--student nets:small --layers a b --epochs 3 --batch_size 7 --save new/of_large.pth'
     printed = ran(capsys, TAUGHT, options)
-    assert [line.split(':')[0] for line in printed.splitlines()] == [
-        f'epoch {i}' for i in (1, 2, 3)
-    ]
+    first, *lines = printed.splitlines()
+    assert re.fullmatch(r'teacher: test accuracy [\d.]+ %', first)
+    assert [line.split(':')[0] for line in lines] == ['epoch 1', 'epoch 2', 'epoch 3']
     student, teacher = (net.module for net in made)
     saved = torch.load('new/of_large.pth', weights_only=True)
     again = net('small')
@@ -220,7 +227,8 @@ def test_without_a_teacher_a_student_learns_alone(home, capsys):
     torch.manual_seed(0)
     expected = reference_loss(net('small'), net('large'), [], 0)
     assert last_loss(printed) == pytest.approx(expected, abs=2e-3)
-    assert ran(capsys, '--student nets:small', TAUGHT, '--layers b --beta 0') == printed
+    taught = ran(capsys, '--student nets:small', TAUGHT, '--layers b --beta 0')
+    assert taught.splitlines()[1] == printed.strip().replace(',', ' (0% of it transfer),')
 
 
 def test_a_net_with_auxiliary_logits_or_a_teacher_of_other_classes(home, capsys):
@@ -230,11 +238,13 @@ def test_a_net_with_auxiliary_logits_or_a_teacher_of_other_classes(home, capsys)
 
 
 def test_list_prints_the_layers_that_have_maps(home, capsys):
-    printed = ran(capsys, '--student nets:small --list')
-    shapes = dict(line.split(maxsplit=1) for line in printed.splitlines())
-    assert shapes['a'] == shapes['a.2'] == '(1, 4, 20, 20)' and shapes['b'] == '(1, 8, 10, 10)'
-    assert shapes['tokens'] == '(1, 100, 8)' and shapes['with_class'] == '(1, 101, 8)'
+    printed = ran(capsys, '--student nets:small --teacher nets:large --list')
+    of_student, of_teacher = printed.split('--teacher nets:large: layers with maps')
+    shapes = dict(line.split(maxsplit=1) for line in of_student.splitlines()[1:])
+    assert shapes['a'] == shapes['a.2'] == '(2, 4, 20, 20)' and shapes['b'] == '(2, 8, 10, 10)'
+    assert shapes['tokens'] == '(2, 100, 8)' and shapes['with_class'] == '(2, 101, 8)'
     assert not {'fc', 'pair', 'unused'} & shapes.keys()
+    assert f'{"a":40} (2, 8, 20, 20)\n' in of_teacher
 
 
 def test_tokens_and_nhwc_are_arranged_as_maps():
@@ -245,7 +255,10 @@ def test_tokens_and_nhwc_are_arranged_as_maps():
         assert torch.equal(found, x)
     assert torch.equal(layers.as_maps(x), x)
     assert torch.equal(layers.as_maps(x.permute(0, 2, 3, 1)), x)
-    for other in torch.randn(2, 5), torch.randn(2, 5, 1, 1), torch.randn(2, 1, 5), (x, x), None:
+    assert layers.has_maps(x) and layers.has_maps(tokens)
+    one_vector = torch.randn(2, 5), torch.randn(2, 5, 1, 1), torch.randn(2, 1, 5)
+    windows, queries = torch.randn(8, 5, 7, 7), torch.randn(2, 3, 50, 16)
+    for other in *one_vector, windows, queries, (x, x), None:
         assert not layers.has_maps(other)
 
 
@@ -280,10 +293,10 @@ def test_nets_of_timm(home, capsys):
     torch.save(timm.create_model('test_vit', num_classes=3).state_dict(), 'vit.pth')
     taught = '--teacher timm:test_vit --teacher_weights vit.pth --layers layer2 layer3'
     options = f'--student timm:test_resnet {taught} --teacher_layers blocks.1 blocks.3'
-    argv = words('set --epochs 1', options)
+    argv = words('set --epochs 1', options, '--save timm.pth')
     assert program.call_main(transfer.main, argv) == 0
     assert last_loss(capsys.readouterr().out) > 0
-    error = refused(transfer.main, [*argv, '--image_size', '100'], capsys)
+    error = refused(transfer.main, [*argv, '--image_size', '100', '--save', 'other.pth'], capsys)
     assert '--teacher timm:test_vit: fails on images of 100x100, see --image_size' in error
 
 
@@ -292,11 +305,11 @@ def test_nets_of_timm(home, capsys):
     [
         ('--student nets:huge', "--student nets:huge: AttributeError: module 'nets' has no"),
         ('--student nobody:small', '--student nobody:small: ModuleNotFoundError'),
-        ('--student nets', '--student nets: AttributeError'),
+        ('--student nets', '--student nets: is neither timm:NAME nor MODULE:FUNCTION'),
         ('--student nets:fixed', "unexpected keyword argument 'num_classes'"),
         ('--student nets:nothing', 'returns NoneType, not a torch.nn.Module'),
-        ('--student nets:named', '--student nets:named: returns dict, not (1, 3) logits'),
-        ('--student nets:few', '--student nets:few: returns (1, 2), not (1, 3) logits'),
+        ('--student nets:named', '--student nets:named: returns dict, not (2, 3) logits'),
+        ('--student nets:few', '--student nets:few: returns (2, 2), not (2, 3) logits'),
         ('--student resnet:small', 'resnet.py has the name of'),
         ('--student torchvision.models:resnet17', '--student torchvision.models:resnet17: '),
         (f'{TAUGHT} --layers c', '--student nets:small: has no layer c'),
@@ -310,10 +323,14 @@ def test_nets_of_timm(home, capsys):
         ('--teacher nets:large --layers b', 'give all three'),
         (TAUGHT, 'give all three'),
         ('--teacher nets:large --teacher_weights small.pth --layers b', 'does not fit the net'),
-        ('--teacher nets:large --teacher_weights none.pth --layers b', 'none.pth'),
-        ('--teacher nets:large --teacher_weights nets.py --layers b', 'nets.py'),
+        (
+            '--teacher nets:large --teacher_weights none.pth --layers b',
+            '--teacher_weights none.pth',
+        ),
+        ('--teacher nets:large --teacher_weights nets.py --layers b', '--teacher_weights nets.py'),
         (f'{TAUGHT} --teacher_classes 4 --layers b', 'does not fit the net'),
         ('--save set', '--save set: is a folder'),
+        ('--save large.pth', '--save large.pth: exists already'),
         ('--save nets.py/student.pth', 'nets.py is not a folder'),
         ('--epochs 0', '--epochs'),
         ('--std .2 0 .2', '--std'),
@@ -329,7 +346,7 @@ def test_a_mistake_in_transfer_is_one_line_that_names_it(options, named, home, c
 
 def test_photographs_that_are_missing_or_broken_are_named(home, capsys, tmp_path):
     error = refused(transfer.main, words(tmp_path, '--student nets:small'), capsys)
-    assert f'there is no folder {tmp_path}/train' in error
+    assert f'DIR {tmp_path}: there is no folder {tmp_path}/train' in error
     make_photographs(tmp_path / 'set', CLASSES, train=3, val=2)
     (tmp_path / 'set/train/city/1.jpg').write_bytes(b'no image')
     argv = words(tmp_path / 'set', '--student nets:small --image_size 40 --epochs 1')
@@ -340,7 +357,25 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(home, capsys):
     argv = words('set --student nets:small --image_size 40 --epochs 9 --batch_size 6 --lr 1e9')
     assert program.call_main(transfer.main, argv) == 1
     error = capsys.readouterr().err
-    assert error.count('\n') == 1 and 'try a lower --lr' in error
+    assert error.count('\n') == 1 and 'A lower --lr or --beta may help' in error
+
+
+def test_a_stop_keeps_the_student_of_the_last_epoch(home, capsys, monkeypatch):
+    """SIGINT in the second epoch."""
+    Path('student.pth').unlink(missing_ok=True)
+    batches = training.train_batches
+
+    def stopped(train_set, epoch, opt):
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        yield from batches(train_set, epoch, opt)
+
+    monkeypatch.setattr(transfer, 'train_batches', stopped)
+    argv = words('set --student nets:small --image_size 40 --epochs 3')
+    assert program.call_main(transfer.main, argv) == 128 + signal.SIGINT
+    out, err = capsys.readouterr()
+    assert out.count('epoch') == 1 and 'student.pth is the student after its last epoch' in err
+    net('small').load_state_dict(torch.load('student.pth', weights_only=True))
 
 
 # ------------------------ classify.py

@@ -267,11 +267,16 @@ def test_a_run_that_holds_images_out_is_tested_on_them(home, run, capsys):
 def test_a_teacher_that_has_seen_what_validate_holds_out_is_warned_of(home, run, capsys):
     assert run('--epochs 1 --save logs/saw_all') == 0
     assert run('--epochs 1 --validate 12 --save logs/saw_less') == 0
-    shutil.copytree(home / 'set', home / 'same')
+    shutil.copytree(home / 'set', home / 'copy')
+    shutil.copytree(home / 'set', home / 'others')
+    for folder in (home / 'others').iterdir():
+        first = min(folder.iterdir())
+        first.rename(folder / 'another class')
     for teacher, more, warned in (
         ('saw_all', '--seed 0', True),
         ('saw_less', '--seed 0', False),
-        ('saw_all', '--imagenetpath same', False),
+        ('saw_all', '--imagenetpath copy', True),
+        ('saw_all', '--imagenetpath others', False),
     ):
         capsys.readouterr()
         save = f'--save logs/of_{teacher}{len(more)}'

@@ -22,7 +22,7 @@ from samples import (
     weights_of,
     words,
 )
-from support import program, runs
+from support import logs, program, runs
 
 SMALL = '--dataset folder --dataroot set --depth 10 --width 0.25 --batch_size 5 --nthread 1'
 PHOTOS = '--imagenetpath photos --image_size 40 --width 0.25 --batch_size 12 --nthread 1'
@@ -192,8 +192,8 @@ def test_a_resumed_run_says_from_which_epoch(main, small, home, capsys, tmp_path
 @pytest.mark.parametrize(
     'drops, expected',
     [
-        ('[2,5]', 'lr 0.1, times 0.2 at epoch 2'),
-        ('[1,2,7]', 'lr 0.1, times 0.2 at epochs 1, 2'),
+        ('[2,5]', 'lr 0.1, times 0.2 at the start of epoch 2'),
+        ('[1,2,7]', 'lr 0.1, times 0.2 at the start of epochs 1, 2'),
         ('[3]', 'lr 0.1'),
     ],
 )
@@ -204,6 +204,16 @@ def test_rate_drops_are_printed_if_they_are_within_the_run(drops, expected, home
 
 
 # ------------------------ the line of an epoch
+
+
+def test_top_5_is_printed_if_there_are_more_than_5_classes():
+    record = {'epoch': 4, 'epochs': 9, 'lr': 0.1, 'at_losses': [], 'beta': 0}
+    record |= {'train_loss': 1, 'test_loss': 2, 'train_time': 3, 'test_time': 4}
+    record |= {'train_acc': [50.0, 80.0], 'test_acc': [40.0, 70.0]}
+    line = logs.epoch_line(record | {'num_classes': 6})
+    assert 'acc 50.00 % (top-5 80.00 %)' in line and 'acc 40.00 % (top-5 70.00 %)' in line
+    line = logs.epoch_line(record | {'num_classes': 5})
+    assert 'acc 40.00 %, ' in line and 'top-5' not in line
 
 
 def share_of(line):
@@ -288,6 +298,7 @@ def test_the_last_line_says_what_to_do_next(script, small, home):
     tested, logged = evaluated(done.stdout), records_of(home / save)[-1]
     assert all(tested[k] == logged[k] for k in ('test_loss', 'test_acc'))
     pytest.importorskip('onnx')
-    done = run_script(*convert[:-1], f'{script}.onnx', cwd=home)
+    convert[convert.index('net.onnx')] = f'{script}.onnx'
+    done = run_script(*convert, cwd=home)
     assert done.returncode == 0, done.stderr
-    assert convert[-1].endswith('.onnx') and (home / f'{script}.onnx').stat().st_size > 1000
+    assert (home / f'{script}.onnx').stat().st_size > 1000

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from samples import make_photographs, refused
-from support import photographs
+from support import photographs, program
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'scripts'))
 import resize_photographs
@@ -94,4 +94,16 @@ def test_mistakes_are_told_in_one_line_and_change_nothing(photos, tmp_path, caps
     assert 'was begun with --side 48' in refused(main, [photos, copy, '--side', 64], capsys)
     (photos / 'val/wood/1.jpg').write_bytes(b'\xff\xd8 no photograph')
     (copy / 'val/wood/1.jpg').unlink()
-    assert 'wood/1.jpg' in refused(main, [photos, copy, '--side', 48], capsys)
+    status = program.call_main(main, [str(a) for a in (photos, copy, '--side', 48)])
+    first, last = capsys.readouterr().err.splitlines()
+    assert status == 2 and 'wood/1.jpg' in first and '1 broken photographs were left out' in last
+
+
+def test_broken_photographs_do_not_stop_the_others(photos, tmp_path):
+    whole, part = tmp_path / 'whole', tmp_path / 'part'
+    resized(photos, whole, '--side', 48)
+    (photos / 'train/city/0.jpg').write_bytes(b'\xff\xd8 no photograph')
+    assert program.call_main(resize_photographs.main, [str(photos), str(part), '--side', '48']) == 2
+    expected = contents(whole)
+    del expected[Path('train/city/0.jpg')]
+    assert contents(part) == expected

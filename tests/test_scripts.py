@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import torch
+import torchvision
 
 import data
 import resnet
@@ -182,12 +183,14 @@ def test_the_nets_in_docs_are_those_of_their_logs():
         assert logits.shape == (1, 10) and logits.isfinite().all()
 
 
-def test_the_loop_of_readme_trains_any_module():
+def test_the_loop_of_readme_trains_any_module(tmp_path, monkeypatch):
     """The block of README is run as it stands, on random images."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(torchvision.models.resnet34(num_classes=10).state_dict(), 'teacher.pth')
     (code,) = [block for block in blocks_of_readme() if 'utils.at_loss' in block]
     torch.manual_seed(0)
     loader = [(torch.randn(4, 3, 64, 64), torch.arange(4))] * 3
-    scope = {'loader': loader, 'TEACHER_WEIGHTS': None}
+    scope = {'loader': loader}
     exec(code, scope)  # noqa: S102  as a reader would paste it
     assert len(code.splitlines()) < 25 and torch.isfinite(scope['loss'])
     x = {k: scope['wanted'][k].shape for k in scope['layers']}

@@ -1,0 +1,59 @@
+"""The epochs of transfer.py: batches, averages, weights files, and stops."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import torch
+from modules import Net  # finds the repository
+
+import data
+from support.averages import Averages
+from support.files import write_atomically
+from support.photographs import train_view
+from support.program import Stopped, UserError
+from support.weights import load_into
+
+
+def train_batches(train_set, epoch: int, opt):
+    """Yield (images, targets) of an epoch: random crops of all photographs, in random order."""
+
+    def view(file, i, out):
+        return train_view(file, opt.image_size, opt.seed, epoch, i, out)
+
+    order = data.epoch_order(len(train_set.labels), opt.seed, epoch)
+    batches = [b for b in order.split(opt.batch_size) if len(b) > 1]  # batch norm needs two
+    yield from train_set.batches(batches, view)
+
+
+def finish(averages: Averages) -> list[float]:
+    """The averages of an epoch. Raises UserError, status 1, if a term is not finite."""
+    images = sum(averages.images)
+    averages.update()
+    return averages.means(images)
+
+
+@contextlib.contextmanager
+def stoppable(path):
+    """Add to a signal's message that the student of the last epoch is saved."""
+    try:
+        yield
+    except Stopped as e:
+        if os.path.exists(path):
+            e.hint = f'{path} is the student after its last epoch'
+        raise
+
+
+def load(net: Net, option: str, path) -> None:
+    """Load a state_dict. Raises UserError that begins with the option."""
+    try:
+        load_into(net.module, path)
+    except UserError as e:
+        raise UserError(f'{option} {e} ({net.source})') from e
+
+
+def save(net: Net, path) -> None:
+    """Write the module's state_dict, which a machine without a GPU can load too."""
+    state = {name: value.cpu() for name, value in net.module.state_dict().items()}
+    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: torch.save(state, file))
