@@ -60,5 +60,5 @@ run_list() {
 # A LOGS that is given is the caller's; the default is in the repository.
 case ${LOGS:-/} in /*) ;; *) LOGS=$PWD/$LOGS ;; esac
 case ${EPOCHS:-1} in *[!0-9]* | 0[0-9]*) complain "EPOCHS=$EPOCHS: must be a whole number" ;; esac
-# --beta of F-ActT, which the paper does not state: the best of 10, 100, 1e+3 and 1e+4 on held-out training images (docs/README.md).
+# --beta of F-ActT, which the paper does not state: the best of 10, 100, 1e+3 and 1e+4 on held-out training images (docs/results.md).
 export FACTT_BETA=1e+3

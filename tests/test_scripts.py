@@ -1,8 +1,10 @@
 """The tools in scripts/, on runs made here."""
 
+import itertools
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -130,17 +132,88 @@ def test_quickstart_explains_itself_before_anything_is_installed(tmp_path):
     assert 'student + AT' in shlex.split(commands[-1]), 'as a shell would take it'
 
 
-# ------------------------ README
+# ------------------------ README and docs/
 
 
-def test_sizes_of_students_in_readme_are_those_of_the_nets():
-    lines = (ROOT / 'README.md').read_text().splitlines()
-    (i,) = [i for i, line in enumerate(lines) if line.strip().startswith('| | WRN-10-1 |')]
-    names, counts, costs = (
-        line.strip(' |').split(' | ') for line in lines[i : i + 4] if '--' not in line
-    )
-    assert len(names) == len(counts) - 1 == len(costs) - 1 == 9
-    for name, count, cost in zip(names, counts[1:], costs[1:]):
+def text_of(*names):
+    return '\n'.join((ROOT / name).read_text() for name in names)
+
+
+def rows_of(name, heading):
+    """The cells of the table that follows a line, without its header."""
+    after = text_of(name).split(heading, 1)[1].splitlines()
+    lines = list(itertools.dropwhile(lambda line: not line.startswith('|'), after))
+    table = itertools.takewhile(lambda line: line.startswith('|'), lines)
+    return [[cell.strip(' *') for cell in line.strip('|').split('|')] for line in table][2:]
+
+
+def error_of(log):
+    """The test error of the last epoch, in per cent, as printed."""
+    record = logs.read_log(ROOT / 'docs/logs' / log)[-1]
+    assert record['epoch'] == record['epochs']
+    acc = record['test_acc']
+    return 100 - (acc[0] if isinstance(acc, list) else acc)
+
+
+RUNS = {
+    'teacher WRN-16-2': 'wrn_16_2',
+    'student WRN-16-1': 'wrn_16_1',
+    'attention transfer (AT)': 'at_wrn_16_1_from_wrn_16_2',
+    'knowledge distillation (KD)': 'kd_wrn_16_1_from_wrn_16_2',
+    'AT + KD': 'at_kd_wrn_16_1_from_wrn_16_2',
+}
+
+
+def test_the_results_in_readme_are_those_of_the_logs():
+    long = {name: error_of(f'epochs200/{run}_seed0/log.txt') for name, run in RUNS.items()}
+    short = {
+        name: statistics.median(error_of(f'epochs30/{run}_seed{s}.txt') for s in (0, 1, 2))
+        for name, run in RUNS.items()
+    }
+    minutes = {
+        name: sum(r['train_time'] + r['test_time'] for r in logs.read_log(ROOT / 'docs/logs' / log))
+        / 60
+        for name, log in [(n, f'epochs200/{run}_seed0/log.txt') for n, run in RUNS.items()]
+    }
+    _, *ours = rows_of('README.md', '# Attention Transfer')
+    at = 'attention transfer (AT)'
+    assert [row[1:] for row in ours] == [
+        [f'{errors["student WRN-16-1"]:.2f}', f'{errors[at]:.2f}'] for errors in (long, short)
+    ]
+    table = rows_of('README.md', '## CIFAR-10 in three commands')
+    assert [row[0] for row in table] == list(RUNS)
+    for name, _, _, error, minute, error_30, _ in table:
+        assert (error, error_30) == (f'{long[name]:.2f}', f'{short[name]:.2f}')
+        assert minute == f'{minutes[name]:.0f}'
+
+
+def test_lines_of_readme_are_short():
+    code = False
+    for line in text_of('README.md').splitlines():
+        code ^= line.startswith('```')
+        assert len(line) <= 120 or code or line.startswith('|'), line
+
+
+def test_links_lead_to_files_and_headings():
+    def anchors(file):
+        lines = re.findall(r'^#+ (.*)', file.read_text(), re.MULTILINE)
+        return {re.sub(r'[^\w\- ]', '', line.lower()).replace(' ', '-') for line in lines}
+
+    files = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md'), ROOT / 'pretrained/README.md']
+    for file in files:
+        for link in re.findall(r'\]\(([^)]+)\)', file.read_text()):
+            path, _, anchor = link.partition('#')
+            if not path.startswith('https:'):
+                found = (file.parent / path) if path else file
+                assert found.exists(), (file, link)
+                assert not anchor or anchor in anchors(found), (file, link)
+
+
+def test_sizes_of_students_are_those_of_the_nets():
+    names, *_ = re.findall(r'^\| \| (WRN-10-1.*) \|$', text_of('docs/methods.md'), re.MULTILINE)
+    (_, *counts), (_, *costs) = rows_of('docs/methods.md', '## Which net')
+    assert len(names.split(' | ')) == len(counts) == len(costs) == 9
+    for name, count, cost in zip(names.split(' | '), counts, costs):
         *kind, size = name.removeprefix('WRN-').replace('-', ' ').split()
         net = ('nin', None, int(size)) if kind == ['NIN'] else ('wrn', int(kind[0]), int(size))
         f, params = resnet.new_net(*net, 10)
@@ -148,17 +221,17 @@ def test_sizes_of_students_in_readme_are_those_of_the_nets():
         assert cost == f'{devices.multiply_adds(f, params, (32, 32), "cpu") / 1e6:.1f}M'
 
 
-def blocks_of_readme():
-    return re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+def blocks_of(name):
+    return re.findall(r'```python\n(.*?)```', text_of(name), re.DOTALL)
 
 
-def test_the_lines_of_readme_name_what_a_net_sees(tmp_path, monkeypatch, capsys):
-    """The block of README is run as it stands, on a net whose weights are in docs/."""
-    (code,) = [block for block in blocks_of_readme() if 'load_net' in block]
+def test_the_lines_of_the_faq_name_what_a_net_sees(tmp_path, monkeypatch, capsys):
+    """The block is run as it stands, on a net whose weights are in pretrained/."""
+    (code,) = blocks_of('docs/faq.md')
     (path,) = re.findall(r"load_net\('(.*)'\)", code)
     image = data.open_sets('shapes', '')[1]()[1].images[3].numpy()
     cv2.imwrite(str(tmp_path / 'horse.png'), image[:, :, ::-1])
-    (tmp_path / 'docs').symlink_to(ROOT / 'docs')
+    (tmp_path / 'pretrained').symlink_to(ROOT / 'pretrained')
     monkeypatch.chdir(tmp_path)
     scope = {}
     exec(code, scope)  # noqa: S102  as a reader would paste it
@@ -168,11 +241,25 @@ def test_the_lines_of_readme_name_what_a_net_sees(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().out == f'{records[0]["classes"][expected.argmax()]}\n'
 
 
-def test_the_nets_in_docs_are_those_of_their_logs():
-    folders = [file.parent for file in (ROOT / 'docs/logs/epochs200').glob('*/model.hkl')]
-    assert len(folders) == 5
-    for folder in folders:
-        f, params, records = weights.load_net(folder)
+PRETRAINED = {
+    'wrn_16_2': 'wrn_16_2_seed0',
+    'wrn_16_1': 'wrn_16_1_seed0',
+    'wrn_16_1_at': 'at_wrn_16_1_from_wrn_16_2_seed0',
+    'wrn_16_1_kd': 'kd_wrn_16_1_from_wrn_16_2_seed0',
+    'wrn_16_1_at_kd': 'at_kd_wrn_16_1_from_wrn_16_2_seed0',
+}
+
+
+def test_the_pretrained_nets_are_those_of_their_logs():
+    """The log beside each net is the one that the tables are computed from."""
+    folder = ROOT / 'pretrained/cifar10'
+    table = {row[0].strip('`'): row for row in rows_of('pretrained/README.md', '# Trained nets')}
+    assert {f'cifar10/{p.name}' for p in folder.iterdir()} == set(table)
+    for name, run in PRETRAINED.items():
+        log = ROOT / 'docs/logs/epochs200' / run / 'log.txt'
+        assert (folder / name / 'log.txt').read_bytes() == log.read_bytes()
+        assert table[f'cifar10/{name}'][-1] == f'{error_of(log):.2f}'
+        f, params, records = weights.load_net(folder / name)
         first, last = records[0], records[-1]
         assert resnet.same_shape(params, first['depth'], first['width'])
         trained = sum(v.numel() for k, v in params.items() if not utils.is_statistic(k))
@@ -183,11 +270,11 @@ def test_the_nets_in_docs_are_those_of_their_logs():
         assert logits.shape == (1, 10) and logits.isfinite().all()
 
 
-def test_the_loop_of_readme_trains_any_module(tmp_path, monkeypatch):
-    """The block of README is run as it stands, on random images."""
+def test_the_loop_of_methods_trains_any_module(tmp_path, monkeypatch):
+    """The block is run as it stands, on random images."""
     monkeypatch.chdir(tmp_path)
     torch.save(torchvision.models.resnet34(num_classes=10).state_dict(), 'teacher.pth')
-    (code,) = [block for block in blocks_of_readme() if 'utils.at_loss' in block]
+    (code,) = blocks_of('docs/methods.md')
     torch.manual_seed(0)
     loader = [(torch.randn(4, 3, 64, 64), torch.arange(4))] * 3
     scope = {'loader': loader}
