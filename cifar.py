@@ -259,7 +259,7 @@ def make_adapters(opt, f: Callable, params: dict, teacher: weights.Net | None) -
 @torch.no_grad()
 def check_batches(opt, f: Callable, params: dict, images: torch.Tensor) -> None:
     """Raise UserError if batch norm would get a single 1x1 map in training: a batch of one image
-    where the last group has one pixel."""
+    if the last group has one pixel."""
     n, H, W, _ = images.shape
     params = {k: v.to('meta') for k, v in params.items()}
     _, groups = f(torch.empty(1, 3, H, W, device='meta'), params, False)
@@ -430,7 +430,7 @@ def test_teacher(opt, teacher: weights.Net, nets: Nets, test_set) -> float | Non
         of = last.get('dataroot', of) if of == 'folder' else of
         print(
             f'warning: {source} has test accuracy {acc:.2f} %, but its own log says '
-            f'{str(logged)[:6]} % on {of}: are these its weights, and is this its data?',
+            f'{str(logged)[:6]} % on {of}: check its weights and the data',
             file=sys.stderr,
         )
     else:
@@ -541,7 +541,7 @@ def main(argv=None):
     if opt.compile and not compilable:
         print(
             f'--compile: --method {opt.method} differentiates twice, '
-            'which is not compiled; going on without'
+            'which cannot be compiled; continuing without'
         )
     compiled = devices.compiled(loss_of, device) if opt.compile and compilable else loss_of
     run.options['compile'] = compiled is not loss_of

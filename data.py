@@ -102,7 +102,7 @@ def _cifar_error(kind, root, error) -> UserError:
     reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
     reason = reason.splitlines()[0]
     other = 'or use --dataset folder | shapes'
-    fetched = f'could not be fetched ({reason})'
+    fetched = f'could not be downloaded ({reason})'
     try:
         whole, size = check_integrity(archive, kind.tgz_md5), os.path.getsize(archive)
     except FileNotFoundError:
@@ -117,11 +117,11 @@ def _cifar_error(kind, root, error) -> UserError:
     if whole:
         return UserError(
             f'{archive}: is complete, but cannot be unpacked in {root} ({reason}); '
-            f'unpack it in a folder that can be written in, and give that as --dataroot, {other}',
+            f'unpack it in a writable folder, and give that as --dataroot, {other}',
             status=1,
         )
     return UserError(
-        f'{archive}: is cut off or damaged ({size:,} bytes, another checksum), '
+        f'{archive}: is truncated or damaged ({size:,} bytes, wrong checksum), '
         f'and {fetched}: put the complete {archive.name} in {root}, {other}'
     )
 

@@ -172,7 +172,8 @@ def complete(opt, given: set) -> argparse.Namespace:
         raise UserError(f'--ngpu {opt.ngpu}: under torchrun a process has one GPU; leave it out')
     if world > 1 and opt.gpu_id:
         raise UserError(
-            f'--gpu_id: torchrun has begun; run CUDA_VISIBLE_DEVICES={opt.gpu_id} torchrun …'
+            f'--gpu_id {opt.gpu_id}: under torchrun, set '
+            f'CUDA_VISIBLE_DEVICES={opt.gpu_id} torchrun … instead'
         )
     for name in 'at_groups', 'at_start':
         if name in given and not opt.teacher_params:
@@ -263,7 +264,7 @@ def load(run: runs.Run, device) -> tuple[weights.Net, weights.Net | None, Sets]:
         f, params = weights.check_net(run.checkpoint['params'], f'--resume: {opt.save}')
         same = resnet.same_shape(params, opt.depth, opt.width)
         if not same or len(params['fc.bias']) != len(sets.val.classes):
-            raise UserError(f'--resume: {opt.save}: the weights are not those of its options')
+            raise UserError(f'--resume: {opt.save}: its weights do not fit its options')
     else:
         f, params = new_student(opt, len(sets.val.classes), teacher)
     for name, value in params.items():
@@ -370,7 +371,7 @@ def train_epoch(step_of: Callable, optimizer, train_set, run: runs.Run, checkpoi
     batches = data.epoch_order(n, opt.seed, epoch).split(opt.batch_size)
     # Ranks share a batch. A rank without a part of the last, smaller one takes its first image with
     # weight 0.
-    mine = [b[rank::world] if len(b) > rank else b[:1] for b in batches]
+    parts = [b[rank::world] if len(b) > rank else b[:1] for b in batches]
     own_images = [len(b[rank::world]) for b in batches]
     names = term_names(opt)
     averages = Averages(names, epoch, opt.save, run.step, resumed_sums(run, len(names)))
@@ -380,7 +381,7 @@ def train_epoch(step_of: Callable, optimizer, train_set, run: runs.Run, checkpoi
 
     seen = sum(map(len, batches[: run.step]))
     progress = data.Progress(n, f'epoch {epoch}/{opt.epochs}', seen, hidden=rank > 0)
-    with progress, contextlib.closing(train_set.batches(mine[run.step :], view)) as loaded:
+    with progress, contextlib.closing(train_set.batches(parts[run.step :], view)) as loaded:
         for i, (images, targets) in enumerate(loaded, run.step):
             loss, terms = step_of(images, targets, epoch >= opt.at_start)
             if world > 1:  # the mean over ranks of the gradients weighs each by its images
@@ -415,8 +416,8 @@ def test(f: Callable, params: dict, val, opt, sample=None) -> tuple[float, list[
     def view(file, i, out):
         return photographs.centre_view(file, opt.image_size, out)
 
-    mine = index[ranks.rank() :: ranks.world_size()].split(100)
-    batches = val.batches([part for part in mine if len(part)], view)
+    parts = index[ranks.rank() :: ranks.world_size()].split(100)
+    batches = val.batches([part for part in parts if len(part)], view)
     progress = data.Progress(len(index), 'testing', hidden=ranks.rank() > 0)
     with progress, contextlib.closing(batches) as loaded:
         for images, targets in loaded:
@@ -431,7 +432,7 @@ def test(f: Callable, params: dict, val, opt, sample=None) -> tuple[float, list[
 
 def test_teacher(opt, teacher: weights.Net, nets: Nets, val) -> float | None:
     """The teacher's top-1 accuracy in per cent on a fixed sample of 2,000 validation images, None
-    if its classes differ. Warns if it is far below that of its log, or of the known figure."""
+    if its classes differ. Warns if it is far below its log or its known accuracy."""
     source = opt.teacher_params
     if not teachers.can_be_tested(source, teacher, val.classes):
         return None
@@ -453,8 +454,8 @@ def known_accuracy(source: str, net: weights.Net, opt) -> float | None:
         return logged[0] if same and isinstance(logged, list) and logged else None
     depth, width, num_classes = resnet.net_shape(net.params)
     error = KNOWN_ERRORS.get((resnet.layout(net.params), depth, width))
-    usual = error and num_classes == 1000 and opt.image_size == 224
-    return weights.stated_accuracy(source) or (100 - error if usual else None)
+    standard = error and num_classes == 1000 and opt.image_size == 224
+    return weights.stated_accuracy(source) or (100 - error if standard else None)
 
 
 def end_epoch(run: runs.Run, trained: dict, nets: Nets, optimizer, sets: Sets):
@@ -552,8 +553,8 @@ def prepare(run: runs.Run, device) -> tuple[Nets, Sets]:
 def main(argv=None):
     ranks.join(argv)
     # The first rank reads options and run folder for all, which may be on its disk alone.
-    begun = ranks.all_or_none(lambda: begin(argv) if ranks.rank() == 0 else None)
-    opt, run = ranks.broadcast(begun)
+    started = ranks.all_or_none(lambda: begin(argv) if ranks.rank() == 0 else None)
+    opt, run = ranks.broadcast(started)
     if opt is None:  # the run is finished
         return
     device, device_ids = ranks.all_or_none(open_device, opt)
@@ -564,7 +565,7 @@ def main(argv=None):
     nets, sets = prepare(run, device)
     if opt.beta and opt.at_start > opt.epochs > 0:
         ranks.print_first(
-            f'--at_start {opt.at_start}: attention transfer does not begin in {opt.epochs} epochs'
+            f'--at_start {opt.at_start}: no attention transfer, as the run has {opt.epochs} epochs'
         )
     devices.warn_of_slow_dtype(opt.dtype, device)
     loss_of = make_loss(nets, opt, device_ids)

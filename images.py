@@ -59,7 +59,7 @@ def read_image(file) -> bytes:
     if kind := float_kind(raw):
         raise BrokenImage(f'{file}: broken image (float {kind}: convert it to 8 or 16 bits)')
     if is_cut_off(raw):
-        raise BrokenImage(f'{file}: broken image (it is cut off)')
+        raise BrokenImage(f'{file}: broken image (truncated)')
     return raw
 
 
@@ -326,8 +326,8 @@ def _eight_bits(file, image, largest):
 def _warn_of_bits(file, most):
     warn_once(
         'bits',
-        f'{file}: has 16 bits a sample but no value above {most}, so that it is nearly black. '
-        'Other images may be so too. An sBIT chunk in a PNG says how many bits are used',
+        f'{file}: has 16 bits per sample but no value above {most}, so it is nearly black. '
+        'Other images may be too. An sBIT chunk in a PNG says how many bits are used',
     )
 
 
@@ -387,9 +387,9 @@ def scan_folder(dataroot, option='--dataroot', tests=('test', 'val'), say=print)
 
 def _check_same_classes(train, test, name, source):
     if list(train) != list(test):
-        odd = listing(sorted(train.keys() ^ test.keys()))
+        only_one = listing(sorted(train.keys() ^ test.keys()))
         raise UserError(
-            f'{source}: train and {name} have different classes: {odd} only in one of them'
+            f'{source}: train and {name} have different classes: {only_one} only in one of them'
         )
 
 

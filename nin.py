@@ -30,7 +30,7 @@ def check_nin(depth, width) -> None:
     if depth != DEPTH:
         raise UserError(f'depth {depth}: a NIN has depth {DEPTH}; leave it out')
     if width != int(width) or not 1 <= width <= 4096:
-        raise UserError(f'width {width:g}: of a NIN it is the number of channels, 1 to 4096')
+        raise UserError(f'width {width:g}: for a NIN, this is the number of channels, 1 to 4096')
 
 
 def nin(

@@ -42,7 +42,7 @@ def check_wrn(depth, width) -> None:
             'such as 10, 16, 22, 28 or 40'
         )
     if not 1 / 16 <= width <= 64:
-        raise UserError(f'width {width}: must be 1/16, which leaves a group one channel, to 64')
+        raise UserError(f'width {width}: must be between 1/16 (one channel in a group) and 64')
 
 
 def wrn(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
@@ -177,7 +177,7 @@ def check_resnet(depth, width) -> None:
             f'depth {depth}: a ResNet for photographs has depth {", ".join(map(str, RESNETS))}'
         )
     if not 1 / 64 <= width <= 16:
-        raise UserError(f'width {width}: must be 1/64, which leaves a group one channel, to 16')
+        raise UserError(f'width {width}: must be between 1/64 (one channel in a group) and 16')
 
 
 def resnet_function(blocks: Sequence[int]) -> Callable:
@@ -320,12 +320,12 @@ def layout(params: dict) -> str:
     found = next((name for name, marks in MARKS.items() if marks & params.keys()), None)
     if found is None:
         names = ', '.join(sorted(params)[:4])
-        raise UserError(f'not the parameters of a net of a known layout ({names}, …)')
-    odd = [name for name in params if not re.fullmatch(LAYOUTS[found], name)]
-    if odd:
+        raise UserError(f'the parameters are of no known net ({names}, …)')
+    unknown = [name for name in params if not re.fullmatch(LAYOUTS[found], name)]
+    if unknown:
         raise UserError(
-            f'looks like the layout {found}, but {len(odd)} names are not understood '
-            f'({", ".join(odd[:4])})'
+            f'looks like the layout {found}, but {len(unknown)} names are not understood '
+            f'({", ".join(unknown[:4])})'
         )
     missing = [name for name in ('fc.weight', 'fc.bias') if name not in params]
     if len(missing) == 1:
@@ -357,7 +357,7 @@ def net_shape(params: dict) -> tuple[int, float, int]:
     def channels(name):
         weight = next((params[n] for n in (name, f'{name}.weight') if n in params), None)
         if weight is None or weight.dim() != 4:
-            raise UserError(f'{name} is missing, or is no convolution')
+            raise UserError(f'{name} is missing, or not a convolution')
         return weight.shape[0]
 
     classes = num_classes(params)
@@ -384,7 +384,7 @@ def num_classes(params: dict) -> int | None:
     if 'fc.bias' not in params:
         return None
     if params['fc.bias'].dim() != 1:
-        raise UserError('fc.bias has not one dimension')
+        raise UserError('fc.bias must have one dimension')
     return len(params['fc.bias'])
 
 

@@ -26,7 +26,7 @@ case ${1:-} in
     exit
     ;;
   *)
-    echo "$(basename "$0"): error: $1: takes no options; $0 --help tells what it takes from the environment" >&2
+    echo "$(basename "$0"): error: $1: takes no arguments; see $0 --help for environment variables" >&2
     exit 2
     ;;
 esac
@@ -38,7 +38,7 @@ complain() {
 
 # check_file VARIABLE COMMAND: the file that the variable names must be there; the command makes one.
 check_file() {
-  [ -n "${DRY_RUN:-}" ] || [ -e "${!1}" ] || complain "$1=${!1}: there is no such file; make one with $2, or name another"
+  [ -n "${DRY_RUN:-}" ] || [ -e "${!1}" ] || complain "$1=${!1}: no such file; make one with $2, or name another"
 }
 
 # Trains the list on stdin, and does not return.

@@ -130,7 +130,7 @@ def check_out(out, force, given):
             )
     check_file(out, 'OUT')
     if os.path.lexists(out) and not force:
-        raise UserError(f'OUT {out}: is there already; give --force to replace it')
+        raise UserError(f'OUT {out}: exists already; give --force to overwrite it')
     if out.suffix == '.onnx':
         try:
             import onnx  # noqa: F401
@@ -158,8 +158,7 @@ def fetch(name) -> Path:
         # RuntimeError: what came has another hash.
         except (OSError, http.client.HTTPException, RuntimeError) as e:
             raise UserError(
-                f'IN {name}: cannot fetch {url} ({e}); '
-                'fetch it where there is a network, and give the file'
+                f'IN {name}: cannot fetch {url} ({e}); download it elsewhere, and give the file'
             ) from e
     return file
 

@@ -71,7 +71,7 @@ def main(argv=None):
     labels = opt.labels or (curves_of(found) if opt.paper_figure else names_of(files))
     for label, file, run in zip(labels, files, found):
         if labels.count(label) > 1:
-            raise UserError(f'two of the logs are named {label!r}: give each its own in --labels')
+            raise UserError(f'two of the logs are named {label!r}: name them with --labels')
         if opt.paper_figure and run['epochs'] != found[0]['epochs']:
             raise UserError(f'--paper_figure: {file} and {files[0]} differ in --epochs')
     runs = dict(zip(map(printable, labels), found))  # matplotlib takes UTF-8 alone

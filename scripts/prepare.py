@@ -34,7 +34,7 @@ def read_lines(file, advice: str) -> list[tuple[str, str]]:
     """(where, line) for the lines of a published list that are not blank; `where` names file and
     line in a message.
 
-    Raises UserError, with that advice, where the file cannot be read."""
+    Raises UserError, with that advice, if the file cannot be read."""
     try:
         # Names keep their bytes, whatever their encoding.
         text = Path(file).read_text(encoding='utf-8-sig', errors='surrogateescape')
@@ -56,10 +56,10 @@ def check_classes(names, source) -> None:
     train, val = (
         {n.split('/')[1] for n in names if n.startswith(split)} for split in ('train/', 'val/')
     )
-    if odd := sorted(train ^ val):
+    if extra := sorted(train ^ val):
         raise UserError(
-            f'{source}: class {odd[0]} has images only '
-            f'{"to train on" if odd[0] in train else "to test on"}; it needs both'
+            f'{source}: class {extra[0]} has images only '
+            f'{"to train on" if extra[0] in train else "to test on"}; it needs both'
         )
     if len(train) < 2:
         raise UserError(f'{source}: has {len(train)} classes; at least 2 are needed')
@@ -72,7 +72,7 @@ def unwritten(folder, names, resume: bool) -> list[str]:
         if not resume and os.path.isdir(folder) and os.listdir(folder):
             raise UserError(
                 f'OUT_DIR {folder}: is not empty; '
-                'give a new folder, or --resume to go on with a run that was stopped'
+                'give a new folder, or --resume to continue a stopped run'
             )
     except OSError as e:
         raise UserError(f'OUT_DIR {folder}: {e.strerror}') from e
@@ -83,9 +83,9 @@ def unwritten(folder, names, resume: bool) -> list[str]:
         for file in files
         if not file.startswith('.')
     }
-    if odd := sorted(found - set(names)):
+    if extra := sorted(found - set(names)):
         raise UserError(
-            f'OUT_DIR {folder}: holds {odd[0]}, which is not of this set; give a new folder'
+            f'OUT_DIR {folder}: holds {extra[0]}, which is not part of this set; give a new folder'
         )
     return [name for name in names if name not in found]
 
@@ -96,7 +96,7 @@ def resumable():
     try:
         yield
     except Stopped as e:
-        e.hint = 'the same command with --resume goes on'
+        e.hint = 'the same command with --resume continues'
         raise
 
 

@@ -72,9 +72,9 @@ def read_lists(root) -> dict:
     boxes = read_list(root / 'bounding_boxes.txt', box, 'ID X Y WIDTH HEIGHT of a box with an area')
     splits = read_list(root / 'train_test_split.txt', SPLITS.__getitem__, 'ID 1 or ID 0')
     for name, other in ('bounding_boxes.txt', boxes), ('train_test_split.txt', splits):
-        if odd := sorted(paths.keys() ^ other.keys()):
-            has, lacks = ('images.txt', name) if odd[0] in paths else (name, 'images.txt')
-            raise UserError(f'{root / lacks}: lacks id {odd[0]}, which is in {has}; {ADVICE}')
+        if extra := sorted(paths.keys() ^ other.keys()):
+            has, lacks = ('images.txt', name) if extra[0] in paths else (name, 'images.txt')
+            raise UserError(f'{root / lacks}: lacks id {extra[0]}, which is in {has}; {ADVICE}')
     known = {name for name, _ in classes.values()}
     photographs, seen = {}, set()
     for i, (path, where) in paths.items():
@@ -83,7 +83,7 @@ def read_lists(root) -> dict:
                 f'{where}: {path[:80]!r} is not CLASS/FILE, with a CLASS of classes.txt; {ADVICE}'
             )
         if path in seen:
-            raise UserError(f'{where}: {path} has another id as well; {ADVICE}')
+            raise UserError(f'{where}: {path} has a second id; {ADVICE}')
         if not os.path.isfile(root / 'images' / path):
             raise UserError(f'{where}: there is no photograph {root / "images" / path}; {ADVICE}')
         seen.add(path)
@@ -101,7 +101,7 @@ def read_list(file, parse, wanted) -> dict:
         except (ValueError, KeyError) as e:
             raise UserError(f'{where}: {line[:80]!r} is not {wanted}; {ADVICE}') from e
         if i in entries:
-            raise UserError(f'{where}: id {i} is there twice; {ADVICE}')
+            raise UserError(f'{where}: id {i} appears twice; {ADVICE}')
         entries[i] = (value, where)
     return entries
 

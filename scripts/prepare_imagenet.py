@@ -33,7 +33,7 @@ parser = Parser(__doc__)
 add = parser.add_argument
 add('flat_dir', metavar='FLAT_DIR', help='the folder that holds the photographs, without classes')
 add('labels', metavar='LABELS', help='Kaggle CSV (ImageId,PredictionString), or lines NAME WNID')
-add('--links', default='', metavar='OUT_DIR', help='write links there, in place of moving')
+add('--links', default='', metavar='OUT_DIR', help='write links there instead of moving')
 
 
 def main(argv=None):
@@ -93,7 +93,7 @@ def plan(flat, out, labels: dict, links: bool) -> list:
         source, target = flat / file, out / labels[name] / file
         there = os.path.lexists(target)
         if there and not is_done(source, target, links):
-            raise UserError(f'{target}: is there already, and is not {source}; remove one of them')
+            raise UserError(f'{target}: exists already, and is not {source}; remove one of them')
         if not (there and links):  # an interrupted move still has its old name
             jobs.append((source, target))
     return jobs

@@ -89,7 +89,7 @@ def read_lists(root) -> dict:
                 )
             if split == 'val' and f'train/{path}' in photographs:
                 raise UserError(
-                    f'{where}: {path} is in TrainImages.txt as well; remove one of the lines'
+                    f'{where}: {path} is in TrainImages.txt too; remove one of the lines'
                 )
             photographs[f'{split}/{path}'] = root / 'Images' / path
     return photographs

@@ -5,7 +5,7 @@
 #   bash scripts/quickstart.sh cifar10    on CIFAR-10: 10 epochs, an hour or more on 2 CPU cores
 #   DRY_RUN=1 bash scripts/quickstart.sh  only prints the commands
 #
-# Makes .venv on the first run. Run again, it skips what is done and goes on with what was stopped. Environment:
+# Makes .venv on the first run. Run again, it skips finished runs and continues stopped ones. Environment:
 #   SEED=0  EPOCHS=20 on shapes, 10 on cifar10 (published: 200)  SAVE=logs/quickstart  PYTHON, VENV: see setup.sh
 #   DATAROOT=~/data  where CIFAR-10 is, or goes; a folder with train/CLASS/* and test/CLASS/* is used as it is
 set -euo pipefail
@@ -18,7 +18,7 @@ case ${1:-shapes} in
     exit
     ;;
   *)
-    echo "$(basename "$0"): error: $1: is no set; use shapes (default) or cifar10" >&2
+    echo "$(basename "$0"): error: unknown dataset '$1': choose shapes (default) or cifar10" >&2
     exit 2
     ;;
 esac
@@ -68,4 +68,4 @@ echo
 labels=('teacher WRN-16-2' 'student WRN-16-1' 'student + AT')
 call_python scripts/plot.py "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/curves.png"
 call_python scripts/attention.py --weights "$teacher" "$student" "$transfer" --labels "${labels[@]}" --save "$save/attention.png"
-echo "next: look at the two pictures; '. .venv/bin/activate', then 'python cifar.py --help'; README.md goes on with CIFAR-10"
+echo "next: look at the two pictures; '. .venv/bin/activate', then 'python cifar.py --help'; README.md continues with CIFAR-10"

@@ -170,7 +170,7 @@ def kill_once(words, rng, start, epoch):
         status = run.wait()
         run.stdout.close()
     if status not in (0, -signal.SIGKILL):
-        raise UserError(f'a resumed run failed by itself, status {status}', status=1)
+        raise UserError(f'a resumed run failed, status {status}', status=1)
     return status != 0
 
 

@@ -85,12 +85,12 @@ def is_jpeg(path) -> bool:
 
 
 def check_settings(opt) -> None:
-    """Raise UserError if OUT was begun with another --side or --quality. A new OUT notes them."""
+    """Raise UserError if OUT was started with another --side or --quality. A new OUT notes them."""
     note, settings = Path(opt.out_dir, '.resized'), f'--side {opt.side} --quality {opt.quality}'
     if os.path.lexists(note):
         before = note.read_text(errors='replace')
         if before != settings:
-            raise UserError(f'OUT {opt.out_dir}: was begun with {before}; choose a new folder')
+            raise UserError(f'OUT {opt.out_dir}: was started with {before}; choose a new folder')
         return
     if os.path.isdir(opt.out_dir) and os.listdir(opt.out_dir):
         raise UserError(f'OUT {opt.out_dir}: is not empty; choose a new folder')

@@ -217,7 +217,7 @@ class Runner:
             status = status if status > 0 else 128 - status
             raise UserError(
                 f'the run {run.name} failed, exit status {status} (see above); '
-                'once that is put right, the same command continues',
+                'fix that and repeat the command',
                 status,
             )
         if run.is_test():

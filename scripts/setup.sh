@@ -51,7 +51,7 @@ install_requirements() {
     || complain 'the installation failed (see above); the same command tries it again'
   # opencv-python wants libGL, which servers lack. Both packages hold the same cv2.
   if ! .venv/bin/python -c 'import cv2' 2> /dev/null; then
-    echo 'opencv-python cannot be imported here (no libGL?): putting opencv-python-headless in its place'
+    echo 'opencv-python cannot be imported here (no libGL?): installing opencv-python-headless instead'
     .venv/bin/python -m pip uninstall --yes --quiet opencv-python
     # Forced, as a headless that was there before lost its files to the uninstallation.
     .venv/bin/python -m pip install --disable-pip-version-check --force-reinstall --no-deps opencv-python-headless
@@ -66,7 +66,7 @@ elif [ -n "${VENV:-}" ]; then
   [ -x "$VENV_PYTHON" ] || complain "VENV=$VENV: there is no $VENV_PYTHON"
 else
   VENV_PYTHON=.venv/bin/python
-  # An interpreter that does not start, such as of a copied or half-made .venv, is made anew.
+  # An interpreter that does not start, such as of a copied or half-made .venv, is replaced.
   "$VENV_PYTHON" -m pip --version > /dev/null 2>&1 || { rm -f .venv/installed; make_venv; }
   stamp=$(cksum < requirements.txt)
   if [ "$(cat .venv/installed 2> /dev/null)" != "$stamp" ]; then

@@ -210,7 +210,7 @@ class Table:
         self.runs = {stem: read_runs(stem, seeds, logs) for stem in stems}
         parts = {stem: split(runs) for stem, runs in self.runs.items()}
         self.kept = {stem: kept for stem, (kept, _) in parts.items()}
-        self.odd = {stem: lines for stem, (_, lines) in parts.items()}  # a line for each odd run
+        self.dropped = {stem: lines for stem, (_, lines) in parts.items()}  # a line for each run
         only = opt.only or os.environ.get('ONLY', '')
         names = {s: [run.name for run in self.runs[s]] or [f'{s}_seed0'] for s in stems}
         self.rows = [s for s in names if any(is_chosen(name, only) for name in names[s])]
@@ -333,7 +333,7 @@ class Table:
         return list(lines)
 
     def left_out(self) -> list:
-        return [line for stem in self.rows for line in self.odd[stem]]
+        return [line for stem in self.rows for line in self.dropped[stem]]
 
     def unfinished(self) -> list:
         """A line for each row that lacks a run, with how far its unfinished ones are."""

@@ -42,7 +42,7 @@ class Averages:
             terms = ', '.join(f'{name} {v}' for name, v in row if not math.isfinite(v))
             raise UserError(
                 f'epoch {self.epoch}, step {self.step + int(bad[0]) + 1}: not finite: {terms}; '
-                f'{self.folder} is kept as after its last checkpoint. '
+                f'{self.folder} keeps its last checkpoint. '
                 'A lower --lr or --beta may help',
                 status=1,
             )

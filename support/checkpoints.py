@@ -58,7 +58,7 @@ class Checkpoints:
         if not all(v.isfinite().all() for v in checkpoint['params'].values()):
             raise UserError(
                 f'after step {step} the parameters are not finite; '
-                f'{run.opt.save} is kept as after its last checkpoint. '
+                f'{run.opt.save} keeps its last checkpoint. '
                 'A lower --lr or --beta may help',
                 status=1,
             )

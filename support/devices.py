@@ -25,24 +25,23 @@ def choose_device(opt) -> tuple[torch.device, list]:
     if opt.gpu_id:
         os.environ['CUDA_VISIBLE_DEVICES'] = opt.gpu_id
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    usual = 'cuda' if opt.cuda or n_gpus else 'cpu'
-    name = usual if opt.device == 'auto' else opt.device
+    default = 'cuda' if opt.cuda or n_gpus else 'cpu'
+    name = default if opt.device == 'auto' else opt.device
     if opt.gpu_id and not n_gpus and (name == 'cuda' or opt.device == 'auto'):
         raise UserError(
-            f'--gpu_id {opt.gpu_id}: there is no such CUDA device here; '
-            '--device cpu runs on the CPU'
+            f'--gpu_id {opt.gpu_id}: no such CUDA device: use --device cpu to run on the CPU'
         )
     if name == 'cuda' and not n_gpus:
         raise UserError(
-            '--device cuda: there is no CUDA device here; leave the option out to run on the CPU'
+            '--device cuda: no CUDA device found: leave the option out to run on the CPU'
         )
     if name == 'mps' and not torch.backends.mps.is_available():
         raise UserError(
-            '--device mps: there is no such device here; leave the option out to run on the CPU'
+            '--device mps: no such device found: leave the option out to run on the CPU'
         )
     if opt.ngpu > max(1, n_gpus) or opt.ngpu > 1 and name != 'cuda':
         but = f', and --device is {name}' if n_gpus else ''
-        raise UserError(f'--ngpu {opt.ngpu}: there are {n_gpus} GPUs to use here{but}')
+        raise UserError(f'--ngpu {opt.ngpu}: only {n_gpus} GPUs are available{but}')
     if opt.ngpu > 1 and opt.compile:
         raise UserError('--compile works on one device; leave it out with --ngpu above 1')
     if opt.nthread:
@@ -113,7 +112,7 @@ def compiler_works(device) -> bool:
         torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(4096, device=device))
     except torch._dynamo.exc.TorchDynamoException as e:
         reason = ' '.join(str(e).split())[:200]
-        warning = f'warning: --compile: no working compiler here, going on without ({reason})'
+        warning = f'warning: --compile: no working compiler found, continuing without ({reason})'
         print(warning, file=sys.stderr)
         return False
     return True

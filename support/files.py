@@ -40,7 +40,7 @@ def write_atomically(path, write) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as e:
         raise UserError(
-            f'cannot write {path}: {_disk_error(temporary, e)}; what was there is kept', status=1
+            f'cannot write {path}: {_disk_error(temporary, e)}; the old file is kept', status=1
         ) from e
     finally:
         with contextlib.suppress(OSError):
@@ -77,8 +77,8 @@ def _flush_folder(path):
 def _warn_of_fsync(error):
     warn_once(
         'fsync',
-        f'this disk does not flush files on demand ({error.strerror}); '
-        'a power cut may lose or damage what was written last',
+        f'this disk cannot flush files on demand ({error.strerror}); '
+        'a power cut may lose or damage the last files',
     )
 
 
@@ -121,7 +121,7 @@ def lock_folder(folder) -> int:
     except OSError as e:
         warn_once(
             'lock',
-            f'this disk has no locks ({e.strerror}); '
+            f'this disk does not support locks ({e.strerror}); '
             'make sure that no second process trains in the same folder',
         )
     return lock
@@ -140,7 +140,7 @@ def check_writable(folder, option: str = '--save') -> None:
         if not part.is_dir():
             raise UserError(f'{option} {folder}: {part} is not a folder')
         if not os.access(part, os.W_OK | os.X_OK):
-            raise UserError(f'{option} {folder}: {part} cannot be written in')
+            raise UserError(f'{option} {folder}: {part} is not writable')
         return
 
 

@@ -33,8 +33,8 @@ def read_log(path) -> list[dict]:
             records.append(record)
     if not records:
         raise UserError(
-            f'{path}: no whole "json_stats: {{…}}" line in it; '
-            'was the run cut off before its first epoch ended?'
+            f'{path}: no complete json_stats line; '
+            'the run may have stopped before its first epoch ended'
         )
     return records
 
@@ -53,7 +53,7 @@ def check_logged_folder(source: str, what: str, folder, others: str) -> None:
     """
     if not os.path.isdir(folder):
         raise UserError(
-            f'{source}: its {what}, {folder}, are not there; '
+            f'{source}: its {what}, {folder}, are missing; '
             f'give their folder, --dataroot, or {others}'
         )
 

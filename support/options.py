@@ -66,7 +66,7 @@ def number(kind=float, low=-math.inf, high=math.inf, above=-math.inf):
     """An argparse type: a finite number with low <= number <= high and number > above."""
     bounds = {'at least': low, 'above': above, 'at most': high}
     bounds = ' and '.join(f'{word} {v}' for word, v in bounds.items() if math.isfinite(v))
-    wanted = f'{"a whole number" if kind is int else "a number"} {bounds}'.strip()
+    wanted = f'{"a whole number" if kind is int else "a number"}, {bounds}'.removesuffix(', ')
     limit = 2**31 if kind is int else math.inf
 
     def parse(text):
@@ -75,7 +75,7 @@ def number(kind=float, low=-math.inf, high=math.inf, above=-math.inf):
         except ValueError:
             value = math.nan
         if not (abs(value) < limit and low <= value <= high and value > above):
-            raise argparse.ArgumentTypeError(f'{text[:40]!r} is not {wanted}')
+            raise argparse.ArgumentTypeError(f'must be {wanted}, not {text[:40]!r}')
         return value
 
     return parse
@@ -90,7 +90,7 @@ def rising_epochs(text):
     whole = isinstance(epochs, list) and all(type(e) is int and e > 0 for e in epochs)
     if not whole or sorted(set(epochs)) != epochs:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is not a JSON list of rising positive whole numbers, such as [60,120,160]'
+            f'must be a list of increasing epochs, such as [60,120,160], not {text!r}'
         )
     return epochs
 
@@ -98,7 +98,9 @@ def rising_epochs(text):
 def gpu_list(text):
     """An argparse type: GPU numbers, such as '0,1'."""
     if not re.fullmatch(r'\d+(,\d+)*', text):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a list of GPU numbers, such as 0,1')
+        raise argparse.ArgumentTypeError(
+            f'must be a list of GPU numbers, such as 0,1, not {text!r}'
+        )
     return text
 
 
@@ -290,7 +292,9 @@ def complete_losses(opt, teacher: str, beta_alone: bool = False) -> None:
             f'--method {opt.method} needs no teacher: leave --{teacher} out, or give --alpha'
         )
     if given and not opt.alpha and not opt.beta:
-        raise UserError(f'--alpha and --beta are both 0: nothing would be learned from --{teacher}')
+        raise UserError(
+            f'--alpha and --beta are both 0: the student would learn nothing from --{teacher}'
+        )
     for name in ('alpha',) if beta_alone else ('alpha', 'beta'):
         if getattr(opt, name) and not given:
             raise UserError(f'--{name} {getattr(opt, name):g} needs a teacher: give --{teacher}')
@@ -357,7 +361,7 @@ def continue_options(opt, given: set, old: dict, parser) -> argparse.Namespace:
         )
     if changed and 'epoch_step' not in given:
         print(
-            f'--epochs {opt.epochs} in place of {old["epochs"]}: '
+            f'--epochs changed from {old["epochs"]} to {opt.epochs}: '
             f'the rate still drops at {_plain(old["epoch_step"])}'
         )
     kept = set(given)
@@ -394,13 +398,13 @@ def run_name(parts: list, said: set, opt, parser, published: tuple[list, int]) -
 
     said: options that `parts` already names; published: (drops, epochs) of the paper.
     """
-    usual = {'alpha': 0, 'beta': 0, 'epoch_step': scaled_steps(*published, opt.epochs)}
+    defaults = {'alpha': 0, 'beta': 0, 'epoch_step': scaled_steps(*published, opt.epochs)}
     of_no_matter = MAY_DIFFER - {'epochs', 'student_params'} | NOT_OPTIONS_OF_A_RUN
     said = said | {'seed', 'save'} | of_no_matter
     parts = [part for part in parts if part]
     for name in sorted(vars(opt).keys() - said):
         value = getattr(opt, name)
-        if value == usual.get(name, parser.get_default(name)):
+        if value == defaults.get(name, parser.get_default(name)):
             continue
         if isinstance(value, list):
             value = '-'.join(map(str, value))

@@ -116,7 +116,7 @@ class _Machine:
         elif op in ('REDUCE', 'NEWOBJ', 'NEWOBJ_EX'):
             name, arguments, *_ = self.pop_many(3 if op == 'NEWOBJ_EX' else 2)
             if not isinstance(name, Name) or not isinstance(arguments, tuple):
-                raise ValueError('it calls what is no function')
+                raise ValueError('it calls something that is not a function')
             self.objects += sum(len(a) for a in arguments if isinstance(a, list))
             made = self.build(name, arguments)
             stack.append(StandIn(str(name)) if made is NotImplemented else made)

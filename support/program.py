@@ -33,7 +33,7 @@ def _escaped(found) -> str:
 class UserError(ValueError):
     """A mistake of the user (exit status 2) or a limit of the machine (1), printed as one line.
 
-    An empty message is not printed: another rank has told it.
+    An empty message is not printed: another rank has printed it.
     """
 
     def __init__(self, message: str, status: int = 2):
@@ -61,7 +61,7 @@ def start(name: str, ignored: tuple = ()) -> None:
     if name != '__main__':
         return
     open_streams()
-    line = f'{os.path.basename(sys.argv[0])}: stopped before it began\n'
+    line = f'{os.path.basename(sys.argv[0])}: stopped before it started\n'
     line = b'' if is_later_rank() else os.fsencode(line)
 
     def stop(signum, frame):

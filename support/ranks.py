@@ -86,10 +86,10 @@ def is_first_end(e: BaseException) -> bool:
     another, or after another with a mistake to tell."""
     status = getattr(e, 'status', 1)
     status = 128 + e.signum if isinstance(e, Stopped) else status
-    mine = f'{rank()} {status}'
+    own = f'{rank()} {status}'
     with contextlib.suppress(RuntimeError):  # the store is gone with its process
-        first = store().compare_set('end', '', mine).decode()
-        return first == mine or not (is_lost(e) or isinstance(e, (UserError, Stopped)))
+        first = store().compare_set('end', '', own).decode()
+        return first == own or not (is_lost(e) or isinstance(e, (UserError, Stopped)))
     return True
 
 
@@ -120,7 +120,7 @@ def wait_for_end() -> None:
 def leave(status: int) -> None:
     """End the process with that exit status, past the teardown of torch.distributed.
 
-    Its threads now and then abort a process that ends in the usual way. All files are written.
+    Its threads now and then abort a process that ends normally. All files are written.
     """
     if world_size() > 1:
         if status == 0:

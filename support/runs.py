@@ -68,8 +68,8 @@ class Run:
         for name, value in checksums.items():
             if value != old.get(name):
                 raise UserError(
-                    f'--resume: the {name} of {option[name]} is not what the run began with; '
-                    'bring that back, or begin anew in another --save'
+                    f'--resume: the {name} of {option[name]} changed since this run started: '
+                    'restore it, or choose a new --save folder'
                 )
         self.facts |= {k: old[k] for k in ('teacher_test_acc', 'passed') if k in old}
 
@@ -170,7 +170,7 @@ class Run:
             except Stopped as e:
                 alone = ' alone, without a path,' if isinstance(opt.resume, str) else ''
                 alone = '' if self.here else alone
-                e.hint = f'the same command with --resume{alone} goes on {self.progress}'
+                e.hint = f'the same command with --resume{alone} continues {self.progress}'
                 raise
 
     def make_checkpoint(self, params: dict, optimizer, step: int = 0, sums=()) -> dict:
@@ -203,8 +203,8 @@ class Run:
         if ranks.broadcast(ranks.rank() == 0 and moved):
             ranks.end_all(
                 UserError(
-                    f'--save {self.opt.save}: was moved or replaced while the run was training. '
-                    f'Nothing was written there; where it is now, it stands {self.progress}'
+                    f'--save {self.opt.save}: was moved or replaced during training. '
+                    f'Nothing was written there. In the moved folder, the run is {self.progress}'
                 )
             )
 
@@ -216,7 +216,7 @@ class Run:
         """
         epoch = self.epoch + 1 if self.opt.epochs else 0
         if not math.isfinite(stats['test_loss']):
-            kept = f'{self.opt.save} is kept as after its last checkpoint'
+            kept = f'{self.opt.save} keeps its last checkpoint'
             ranks.end_all(
                 UserError(f'epoch {epoch}: the test loss is {stats["test_loss"]}; {kept}', status=1)
             )
@@ -264,7 +264,7 @@ def begin(opt, given: set, parser, complete) -> Run | None:
     here = checkpoint is not None and os.path.realpath(folder) == os.path.realpath(opt.save)
     if holds_run(opt.save) and not here:
         raise UserError(
-            f'--save {opt.save}: holds a run already; go on with it by --resume, '
+            f'--save {opt.save}: already holds a run: add --resume to continue it, '
             'or choose another folder'
         )
     if here and checkpoint['epoch'] >= opt.epochs:
@@ -277,7 +277,7 @@ def begin(opt, given: set, parser, complete) -> Run | None:
     if checkpoint:
         run.notes.append(f'resuming {run.progress}')
     if opt.beta and not checkpoint and 'beta' not in given:
-        run.notes.append('neither --alpha nor --beta given: using --beta 1e+3')
+        run.notes.append('no --alpha or --beta given: using --beta 1000')
     return run
 
 
@@ -298,7 +298,7 @@ def find_checkpoint(opt, given: set, parser, complete) -> tuple:
         if source.name == 'checkpoint.pt' and not os.path.isdir(source):
             folder = source.parent
         if not save and os.path.isfile(folder):
-            raise UserError(f'--resume {source}: give the folder to go on in, --save')
+            raise UserError(f'--resume {source}: give --save, the folder to continue in')
     checkpoint = load_checkpoint(source)
     opt = continue_options(opt, given, checkpoint['options'], parser)
     opt.save = save or str(folder)
@@ -336,8 +336,8 @@ def open_folder(folder, checkpoint: dict | None, here: bool = True):
         before, after = ((c['epoch'], c['step']) if c else None for c in (expected, now))
         if before != after:
             raise UserError(
-                f'--save {folder}: another process has trained in it meanwhile; '
-                '--resume goes on with its run'
+                f'--save {folder}: another process has trained in it since; '
+                '--resume continues its run'
             )
         for half in Path(folder).glob('.*.part'):
             with contextlib.suppress(OSError):  # a finished run may lie on a read-only disk
@@ -408,9 +408,7 @@ def load_checkpoint(path) -> dict:
     path = Path(path)
     path = path / 'checkpoint.pt' if os.path.isdir(path) else path
     if not os.path.isfile(path):
-        raise UserError(
-            f'--resume: {path}: no such file; a run goes on from its checkpoint.pt alone'
-        )
+        raise UserError(f'--resume: {path}: no such file; --resume needs checkpoint.pt')
     checkpoint = read_values(path)
     if isinstance(checkpoint, dict):
         checkpoint.setdefault('adapters', {})  # the first runs had none

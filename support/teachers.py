@@ -54,7 +54,7 @@ def warn_of_training(source: str, records: list, validate: int, classes: list) -
     last = records[-1] if records else {}
     epoch, epochs = (last.get(name) for name in ('epoch', 'epochs'))
     if type(epoch) is type(epochs) is int and epoch < epochs:
-        text = f'has stopped at epoch {epoch} of {epochs}'
+        text = f'stopped at epoch {epoch} of {epochs}'
         ranks.print_first(f'warning: teacher {source} {text}', sys.stderr)
     held_out = last.get('validate', 0)
     if type(held_out) is int and held_out < validate and class_names(records) == classes:
@@ -102,7 +102,7 @@ def can_be_tested(source: str, teacher: Net, classes: list) -> bool:
         return True
     headless = resnet.num_classes(teacher.params) is None
     why = 'has no head' if headless else 'has other classes'
-    ranks.print_first(f'teacher {source}: {why}, so that its accuracy is not tested')
+    ranks.print_first(f'teacher {source}: {why}: its accuracy is not tested')
     return False
 
 
@@ -121,14 +121,14 @@ def warn_of_accuracy(source: str, net: Net, acc: float, images: int, expected=No
     chance = 100 / num_classes
     known = isinstance(expected, (int, float)) and math.isfinite(expected)
     if known and not expected - acc <= three_errors(0.5):
-        but = f'far below the {str(expected)[:6]} % that are known of it'
+        but = f'far below its known {str(expected)[:6]} %'
     elif acc <= chance + three_errors(1 / num_classes):
         but = f'not clearly above chance, {chance:.2f} % for {num_classes} classes'
     else:
         return
     ask = (
-        'are these its weights, and does it expect such images (RGB, normalised as here) and these '
-        'classes in this order?'
+        'check that these are its weights, and that it expects RGB images, this normalisation '
+        'and this order of classes'
     )
     if net.records and not known:
         ask = 'it has little to teach'

@@ -82,8 +82,8 @@ def normalisation(params: dict) -> tuple:
 def image_size(source: str, net: Net) -> int:
     """The side of the images that the net was trained on, as its log says, or 32 or 224. Raises
     UserError that begins with `source` if the log has an impossible one."""
-    usual = 32 if resnet.layout(net.params) in resnet.SMALL else 224
-    size = net.records[0].get('image_size', usual) if net.records else usual
+    default = 32 if resnet.layout(net.params) in resnet.SMALL else 224
+    size = net.records[0].get('image_size', default) if net.records else default
     if type(size) is not int or not 8 <= size <= 4096:
         raise UserError(f'{source}: its log has image_size {size!r}; give --image_size')
     return size

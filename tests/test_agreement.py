@@ -144,7 +144,7 @@ def test_images_of_a_run_that_are_not_here_are_named(tmp_path, capsys):
     record = logs.read_log(run / 'log.txt')[0] | {'dataset': 'folder', 'dataroot': '/nowhere'}
     (run / 'log.txt').write_text(logs.json_stats(record) + '\n')
     error = refused(agreement.main, ['--weights', run, run], capsys)
-    assert f'--weights {run}: its images, /nowhere, are not there' in error
+    assert f'--weights {run}: its images, /nowhere, are missing' in error
     assert '--images' not in error  # which is no option of this tool
 
 

@@ -243,7 +243,7 @@ def test_images_of_a_run_that_are_not_here_are_named(tmp_path, capsys):
     record = logs.read_log(run / 'log.txt')[0] | {'dataset': 'folder', 'dataroot': '/nowhere'}
     (run / 'log.txt').write_text(logs.json_stats(record) + '\n')
     error = refused(attention.main, ['--weights', run, '--save', tmp_path / 'a.png'], capsys)
-    assert f'--weights {run}: its images, /nowhere, are not there' in error
+    assert f'--weights {run}: its images, /nowhere, are missing' in error
 
 
 # ------------------------ predictions

@@ -152,7 +152,7 @@ def test_a_student_learns_from_its_teacher_and_keeps_it_out_of_its_weights(home)
 
 def test_a_teacher_alone_means_attention_transfer(home):
     done = trained(home, '--save logs/plain --teacher_id teacher --epochs 1')
-    assert '--beta 1e+3' in done.stdout
+    assert 'using --beta 1000' in done.stdout
     assert records_of(home / 'logs/plain')[-1]['beta'] == 1000
 
 
@@ -407,7 +407,7 @@ def test_a_teacher_without_a_head_teaches_by_its_maps_alone(home):
     headless = {k: v for k, v in params.items() if not k.startswith('fc.')}
     weights.save_params(home / 'headless.hkl', headless)
     done = trained(home, '--save logs/of_headless --teacher_id headless.hkl --epochs 1')
-    assert 'has no head, so that its accuracy is not tested' in done.stdout
+    assert 'has no head: its accuracy is not tested' in done.stdout
     (record,) = records_of(home / 'logs/of_headless')
     assert len(record['at_losses']) == 3 and record['teacher_test_acc'] is None
     for options in '--alpha 0.9', '--method grad --beta 1':
@@ -511,7 +511,7 @@ def test_what_differentiates_twice_goes_on_to_the_same_bits(home, method):
     for epochs in '--epochs 1', '--epochs 2 --resume':
         done = trained(home, '--save', parts, options, epochs)
         assert warnings_of(done) == []
-        assert 'which is not compiled' in done.stdout and f', {method} ' in done.stdout
+        assert 'which cannot be compiled' in done.stdout and f', {method} ' in done.stdout
     assert same_weights(whole, parts)
     assert log_of(whole, ('save', 'epochs')) == log_of(parts, ('save', 'epochs'))
     assert records_of(whole)[-1]['compile'] is False
@@ -950,7 +950,7 @@ def test_images_of_a_run_that_are_not_here_are_named_by_evaluate(home, capsys, m
     monkeypatch.chdir(home)
     assert program.call_main(cifar.main, ['--evaluate', str(folder)]) == 2
     error = capsys.readouterr().err
-    assert error.count('\n') == 1 and 'its images, /nowhere/set, are not there' in error
+    assert error.count('\n') == 1 and 'its images, /nowhere/set, are missing' in error
     assert program.call_main(cifar.main, ['--evaluate', str(folder), '--dataroot', 'set']) == 0
 
 
@@ -1002,6 +1002,8 @@ def test_other_classes_matter_with_alpha_alone(home, tmp_path, capsys, monkeypat
     two = ['--dataroot', tmp_path / 'two', '--teacher_id teacher --epochs 1']
     error = in_process(home, [*two, '--alpha 0.9'], capsys, monkeypatch)
     assert '--alpha' in error and 'cat, dog' in error
+    error = in_process(home, [*two, '--method grad --beta 1'], capsys, monkeypatch)
+    assert '--method grad' in error and 'cat, dog' in error
     assert main(*two, '--beta 100 --save', tmp_path / 'run') == 0
     assert records_of(tmp_path / 'run')[0]['teacher_test_acc'] is None
 

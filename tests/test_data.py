@@ -566,7 +566,7 @@ def test_an_archive_that_is_cut_off_is_named_as_such(tiny_cifar):
     name, root, _, _ = tiny_cifar
     archive = root / getattr(torchvision.datasets, name).filename
     archive.write_bytes(archive.read_bytes()[:1000])
-    with pytest.raises(UserError, match='is cut off or damaged .1,000 bytes') as e:
+    with pytest.raises(UserError, match='is truncated or damaged .1,000 bytes') as e:
         data.open_sets(name, root)
     assert str(archive) in str(e.value) and 'is not in' not in str(e.value)
 

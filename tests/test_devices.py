@@ -58,3 +58,12 @@ def test_multiply_adds_are_those_of_convolutions_and_the_linear_layer():
         + 640
     )
     assert devices.multiply_adds(f, params, (32, 32), 'cpu') == by_hand
+
+
+def test_float32_convolutions_do_not_use_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
+    opt = types.SimpleNamespace(cuda=False, device='cpu', gpu_id=None, ngpu=1, nthread=0)
+    opt.compile = opt.deterministic = False
+    assert devices.choose_device(opt)[0].type == 'cpu'
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32

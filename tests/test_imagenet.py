@@ -94,7 +94,7 @@ def test_a_student_learns_from_a_release_and_keeps_it_out_of_its_weights(home, r
     assert run('--save logs/at', options) == 0
     out, err = capsys.readouterr()
     assert not warnings_of(Namespace(stderr=err)), err
-    assert '--beta 1e+3' in out and 'teacher teacher.hkl: test accuracy' in out
+    assert 'using --beta 1000' in out and 'teacher teacher.hkl: test accuracy' in out
     records = records_of(home / 'logs/at')
     assert [r['epoch'] for r in records] == [1, 2]
     assert [r['lr'] for r in records] == pytest.approx([0.1, 0.01])
@@ -162,6 +162,33 @@ def test_fine_tuning_has_a_new_head_and_leaves_batch_norm_and_the_first_group_al
     free = [k for k in tuned if not ('bn' in k or k == 'conv0' or k.startswith('group0'))]
     n = sum(tuned[k].numel() for k in free)
     assert records_of(home / 'logs/tuned')[0]['n_parameters'] == n
+
+
+def test_a_new_head_begins_at_zero_bias_and_trains_it(home, run):
+    weights.save_params(home / 'nine.hkl', resnet.resnet(18, 0.25, 9)[1])
+    tune = '--student_params nine.hkl --finetune --epoch_step [9] --lr 1e-3'
+    assert run(tune, '--epochs 0 --save logs/head0') == 0
+    assert run(tune, '--epochs 1 --save logs/head1') == 0
+    new, tuned = weights_of(home / 'logs/head0'), weights_of(home / 'logs/head1')
+    assert torch.equal(new['fc.bias'], torch.zeros(3)) and tuned['fc.bias'].abs().min() > 0
+    assert new['fc.weight'].shape == (3, 128) and not torch.equal(
+        new['fc.weight'], weights.load_params(home / 'nine.hkl')['fc.weight'][:3]
+    )
+
+
+def test_top_5_counts_the_fifth_likeliest_class_and_not_the_sixth():
+    logits = torch.tensor([[0.0, 7, 6, 5, 4, 3, 2]]).repeat(7, 1)
+    found = imagenet.correct(logits, torch.arange(7))
+    assert found[0].tolist() == [False, True, False, False, False, False, False]
+    assert found[1].tolist() == [False, True, True, True, True, True, False]
+
+
+@pytest.mark.parametrize('held_out, known', [(0, None), (9, 61.5)])
+def test_the_accuracy_in_a_log_is_of_its_validate_alone(held_out, known):
+    record = {'image_size': 40, 'validate': 9, 'test_acc': [61.5, 90.0]}
+    net = weights.Net(None, {}, [record])
+    opt = Namespace(image_size=40, validate=held_out)
+    assert imagenet.known_accuracy('logs/x', net, opt) == known
 
 
 def test_fine_tuning_takes_plain_crops_and_older_runs_go_on_as_they_began(home, run, capsys):
@@ -326,7 +353,7 @@ def test_a_teacher_far_from_what_is_known_of_it_is_noticed(home, monkeypatch, ca
     assert not capsys.readouterr().err
     torch.save({'state_dict': {}, 'best_acc1': 76.5}, 'resnet-34-export.hkl')
     imagenet.test_teacher(opt, teacher, nets, val)
-    assert 'far below the 76.5 % that are known of it' in capsys.readouterr().err
+    assert 'far below its known 76.5 %' in capsys.readouterr().err
 
 
 # ------------------------ kills, several processes
@@ -370,7 +397,7 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(home, signum, status
     _, error = process.communicate(timeout=300)
     assert process.returncode == status
     (line,) = warnings_of(Namespace(stderr=error))
-    assert '--resume goes on after' in line
+    assert '--resume continues after' in line
     assert runs.load_checkpoint(folder)['epoch'] >= 1
 
 
@@ -381,7 +408,7 @@ def test_a_stop_while_a_checkpoint_is_written_does_not_promise_it(run, monkeypat
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     monkeypatch.setattr(runs, 'save_checkpoint', stopped)
     assert run(AT, OFTEN, '--save logs/promised') == 143
-    assert 'goes on after epoch 0 of 3' in capsys.readouterr().err
+    assert 'continues after epoch 0 of 3' in capsys.readouterr().err
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
@@ -445,6 +472,23 @@ def test_two_processes_stopped_inside_an_epoch_go_on_to_the_same_bits(home):
     drop = ('save', 'checkpoint_minutes')
     assert log_of(home / 'logs/pair2', drop) == log_of(home / 'logs/pair', drop)
     assert same_weights(home / 'logs/pair2', home / 'logs/pair')
+
+
+def test_a_signal_at_one_rank_stops_both_after_a_checkpoint(home):
+    folder = home / 'logs/signal_of_one'
+    process = started(home, AT, '--epochs 1000 --save', folder, processes=2)
+    for line in process.stdout:
+        if line.startswith('epoch 1/'):
+            break
+    for other in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            ours = b'logs/signal_of_one' in (other / 'cmdline').read_bytes()
+            if ours and b'\0RANK=1\0' in (other / 'environ').read_bytes():
+                os.kill(int(other.name), signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode != 0 and error.count('stopped by SIGTERM') == 1, error
+    assert 'the same command with --resume continues after step' in error
+    assert runs.load_checkpoint(folder)['step'] > 0
 
 
 def test_a_mistake_is_told_by_one_process(home):
@@ -601,6 +645,18 @@ def test_a_broken_photograph_stops_the_run_by_name_or_is_counted(home, run, tmp_
     assert status == 0, capsys.readouterr().err
     assert run('--epochs 1 --skip_broken --save run3', cwd=tmp_path) == 0
     assert records_of(tmp_path / 'run3')[0]['broken_images'] == 2
+
+
+def test_the_count_of_broken_images_outlives_a_resumed_run(home, run, tmp_path):
+    """The broken photograph is repaired before the run continues."""
+    shutil.copytree(home / 'set', tmp_path / 'set')
+    bad = tmp_path / 'set/train/city/3.jpg'
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:-40])
+    assert run('--epochs 1 --skip_broken --save run', cwd=tmp_path) == 0
+    bad.write_bytes(whole)
+    assert run('--epochs 2 --skip_broken --save run --resume', cwd=tmp_path) == 0
+    assert [r['broken_images'] for r in records_of(tmp_path / 'run')] == [1, 1]
 
 
 def test_the_published_command_parses():

@@ -53,7 +53,7 @@ def test_epoch_lists_are_rising_positive_whole_numbers():
     assert options.rising_epochs('[]') == []
     wrong = '60 [0] [-1] [2,1] [1,1] [1.0] [true] ["1"] [[1]] [1 null {} [NaN] [1e999]'
     for text in ['', *wrong.split(), '[' * 100_000]:
-        with pytest.raises(argparse.ArgumentTypeError, match='rising positive'):
+        with pytest.raises(argparse.ArgumentTypeError, match='increasing epochs'):
             options.rising_epochs(text)
 
 

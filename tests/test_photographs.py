@@ -367,6 +367,19 @@ def test_some_broken_images_are_replaced(n, broken, tmp_path):
         loaded(part.files, options(skip_broken=False))
 
 
+def test_a_broken_image_is_replaced_by_one_of_its_class(tmp_path):
+    """Each class has a brightness of its own; the first image of each is broken."""
+    folder = {}
+    for level, name in (40, 'dark'), (120, 'grey'), (220, 'bright'):
+        folder[name] = [str(tmp_path / f'{name}{i}.png') for i in range(3)]
+        for file in folder[name][1:]:
+            cv2.imwrite(file, np.full((70, 70, 3), level, np.uint8))
+    part = photographs.Photographs(folder, options(), torch.device('cpu'))
+    ((images, labels),) = part.batches([torch.arange(9)], view)
+    expected = torch.tensor([40, 120, 220])[labels].view(-1, 1, 1, 1)
+    assert torch.equal(images.long(), expected.expand(images.shape)) and len(part.broken) == 3
+
+
 @pytest.mark.parametrize('n, broken', [(40, 10), (1000, 11)])
 def test_more_than_one_per_cent_of_broken_images_stop_the_run(n, broken, tmp_path):
     files = with_broken(tmp_path, n, broken)

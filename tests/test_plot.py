@@ -159,7 +159,7 @@ def test_plot_refuses_in_one_line(tmp_path, capsys):
     (tmp_path / 'other.txt').write_text('json_stats: {"loss": 1}\n')
     save = ['--save', tmp_path / 'x.png']
     assert 'No such file' in refused(plot.main, [tmp_path / 'missing', *save], capsys)
-    assert 'no whole' in refused(plot.main, [tmp_path / 'empty', *save], capsys)
+    assert 'no complete' in refused(plot.main, [tmp_path / 'empty', *save], capsys)
     assert 'test_acc' in refused(plot.main, [tmp_path / 'other.txt', *save], capsys)
     assert '.svg' in refused(plot.main, [run, '--save', tmp_path / 'x.gif'], capsys)
     assert '--labels' in refused(plot.main, [run, '--labels', 'a', 'b', *save], capsys)

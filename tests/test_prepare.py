@@ -217,7 +217,7 @@ CUB_MISTAKES = [
     ('bounding_boxes', '3 5.0 4.0 60.0 50.0', '3 5.0 4.0 60.0 0.3', 'line 3: the box has 60x0 '),
     ('bounding_boxes', '3 5.0 4.0 60.0 50.0', '3 100.0 80.0 6.0 5.0', 'line 3: the box has 0x0 '),
     ('bounding_boxes', '3 5.0 4.0 60.0 50.0\n', '', 'bounding_boxes.txt: lacks id 3, '),
-    ('bounding_boxes', '3 5.0', '4 5.0', 'line 4: id 4 is there twice'),
+    ('bounding_boxes', '3 5.0', '4 5.0', 'line 4: id 4 appears twice'),
     ('train_test_split', '3 0\n', '', 'train_test_split.txt: lacks id 3, '),
     ('train_test_split', '3 0\n', '3 2\n', "train_test_split.txt, line 3: '3 2'"),
     ('train_test_split', '3 0\n', '3\n', "train_test_split.txt, line 3: '3'"),
@@ -231,7 +231,7 @@ CUB_MISTAKES = [
     ('images', '3 001', '3 003', 'a CLASS of classes.txt'),
     ('images', '0002_796003', '0002_796999', 'images.txt, line 3: there is no photograph '),
     ('images', '0002_796003', '0002_' + 'x' * 300, 'images.txt, line 3: there is no photograph '),
-    ('images', '0002_796003', '0001_796002', 'has another id as well'),
+    ('images', '0002_796003', '0001_796002', 'has a second id'),
     ('classes', '2 002.Laysan_Albatross', '2', 'classes.txt, line 2'),
     ('classes', '2 002.Laysan_Albatross\n', '', 'images.txt, line 5'),
 ]
@@ -256,7 +256,7 @@ def test_cub_is_refused_in_one_line(tmp_path, capsys):
     assert 'OUT_DIR' in said(root)
     assert 'whole number' in said(root, out, '--nthread', '-1')
     assert 'is not empty' in said(root, root)
-    assert 'is not of this set' in said(root, root, '--resume')
+    assert 'is not part of this set' in said(root, root, '--resume')
     assert 'is not a folder' in said(root, root / 'images.txt')
     (sliver,) = root.glob('images/*/*796008.jpg')
     photograph(sliver, size=(300, 20))
@@ -343,7 +343,7 @@ SCENE_MISTAKES = [
     ('TestImages.txt', 'living room/2_l.jpg', '/living room/2_l.jpg', 'line 3'),
     ('TestImages.txt', 'living room/2_l.jpg', 'living room/2_l.jpg\0', 'line 3'),
     ('TestImages.txt', 'living room/2_l.jpg', 'living room/9_l.jpg', 'there is no photograph'),
-    ('TestImages.txt', 'living room/2_l.jpg', 'living room/0_l.jpg', 'TrainImages.txt as well'),
+    ('TestImages.txt', 'living room/2_l.jpg', 'living room/0_l.jpg', 'TrainImages.txt too'),
     ('TrainImages.txt', 'living room/0_l.jpg', 'living room', 'TrainImages.txt, line 3'),
 ]
 
@@ -365,7 +365,7 @@ def test_scenes_are_refused_in_one_line(tmp_path, capsys):
     assert 'TrainImages.txt: cannot be read: No such file' in said(tmp_path / 'none', out)
     assert 'OUT_DIR' in said(root)
     assert 'is not empty' in said(root, root)
-    assert 'is not of this set' in said(root, root, '--resume')
+    assert 'is not part of this set' in said(root, root, '--resume')
     assert 'is not a folder' in said(root, root / 'TestImages.txt')
     test = (root / 'TestImages.txt').read_text()
     (root / 'TestImages.txt').write_text('airport_inside/2_a.jpg\n')
@@ -404,7 +404,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, capsys, monkeypatch, tool,
         patch.setattr(prepare, 'write_atomically', stop_in_the_fourth)
         assert run(tool, root, out, '--nthread', 1) == 143
     said = capsys.readouterr().err
-    assert said.count('\n') == 1 and 'SIGTERM: the same command with --resume goes on' in said
+    assert said.count('\n') == 1 and 'SIGTERM: the same command with --resume continues' in said
     before = tree(out)
     assert 3 <= len(names(out)) < 10
     for name in names(out):
@@ -538,7 +538,7 @@ def test_links_leave_the_flat_folder_as_it_is(tmp_path, capsys, monkeypatch):
     victim = out / next(iter(in_classes(photographs)))
     victim.unlink(), victim.write_bytes(b'mine')
     said = refused(capsys, tmp_path, prepare_imagenet, flat, labels, '--links', out)
-    assert f'{victim}: is there already' in said and victim.read_bytes() == b'mine'
+    assert f'{victim}: exists already' in said and victim.read_bytes() == b'mine'
 
 
 @pytest.mark.parametrize('call', ['link', 'unlink'])
@@ -610,7 +610,7 @@ def test_what_has_the_new_name_already_is_not_overwritten(kind, tmp_path, capsys
     else:
         target.symlink_to(f'../{name}')  # moving would leave it leading to itself
     said = refused(capsys, tmp_path, prepare_imagenet, flat, labels)
-    assert f'{target}: is there already' in said
+    assert f'{target}: exists already' in said
     assert (flat / name).read_bytes() == raw
 
 

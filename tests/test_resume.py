@@ -218,7 +218,7 @@ def test_a_teacher_whose_training_stopped_is_warned_about(home, capsys):
     log.write_text(''.join(log.read_text().splitlines(keepends=True)[:2]))
     capsys.readouterr()
     assert train('--epochs 1 --save run --teacher_id nets/long') == 0
-    warning = 'warning: teacher nets/long has stopped at epoch 2 of 3'
+    warning = 'warning: teacher nets/long stopped at epoch 2 of 3'
     assert capsys.readouterr().err.count(warning) == 1
     assert train('--epochs 2 --save run --resume') == 0
     assert warning not in capsys.readouterr().err, 'once'

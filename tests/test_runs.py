@@ -118,7 +118,7 @@ def test_a_folder_that_another_process_has_trained_in_is_left_alone(tmp_path):
         runs.save_run(tmp_path / 'run', a_checkpoint())
     for other in None, a_checkpoint() | {'epoch': 1}, a_checkpoint() | {'step': 3}:
         with (
-            pytest.raises(UserError, match='meanwhile'),
+            pytest.raises(UserError, match='trained in it since'),
             runs.open_folder(tmp_path / 'run', other),
         ):
             pytest.fail('it was opened')

@@ -263,7 +263,7 @@ def test_a_word_starts_no_training(tmp_path):
     assert shown.returncode == 0 and shown.stdout.startswith('Table 1 of the paper')
     assert 'Environment' in shown.stdout and 'shellcheck' not in shown.stdout
     refused = call('--epochs', '3')
-    assert refused.returncode == 2 and '--epochs: takes no options' in refused.stderr
+    assert refused.returncode == 2 and '--epochs: takes no arguments' in refused.stderr
     assert refused.stderr.count('\n') == 1 and not list(tmp_path.iterdir())
 
 

@@ -50,7 +50,7 @@ def test_a_net_without_a_head_is_not_tested_and_refused_where_its_outputs_count(
     with pytest.raises(UserError, match=r'--evaluate x: the net has no head \(fc'):
         teachers.check_classes('--evaluate x', net, PETS)
     assert not teachers.can_be_tested('x', net, PETS)
-    assert capsys.readouterr().out == 'teacher x: has no head, so that its accuracy is not tested\n'
+    assert capsys.readouterr().out == 'teacher x: has no head: its accuracy is not tested\n'
 
 
 # Of 400 images, three standard errors are 7.5 points at 50 %.
@@ -59,7 +59,7 @@ def test_a_net_without_a_head_is_not_tested_and_refused_where_its_outputs_count(
     [
         (57.5, None, 'not clearly above chance, 50.00 % for 2 classes'),
         (57.6, None, ''),
-        (80.0, 88.0, 'far below the 88.0 % that are known of it'),
+        (80.0, 88.0, 'far below its known 88.0 %'),
         (80.0, 87.0, ''),
         (90.0, 70.0, ''),
         (80.0, 'nonsense', ''),
