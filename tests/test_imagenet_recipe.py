@@ -2,6 +2,7 @@
 one process and on two ranks."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -17,23 +18,23 @@ from support import photographs, weights
 from test_imagenet import command
 from utils import is_statistic
 
-SIZE, BATCH, EPOCHS, DROPS, SEED, BETA, LR = 40, 12, 4, (2, 4), 5, 20.0, 0.002
+SIZE, BATCH, EPOCHS, DROPS, SEED, BETA, LR = 64, 24, 3, (2, 3), 5, 20.0, 0.005
 
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
-    """41 photographs: the last batch has 5, of which two ranks get 3 and 2."""
+    """29 photographs: the last batch has 5, of which two ranks get 3 and 2."""
     home = tmp_path_factory.mktemp('recipe')
     # So large that crops are never enlarged, where PIL's pixels differ by more, and no JPEGs, which
     # imagenet.py may decode at half their size.
     rng = np.random.default_rng(0)
-    for split, n in ('train', 14), ('val', 2):
+    for split, n in ('train', 10), ('val', 2):
         for c, name in enumerate(['beach', 'city', 'wood']):
             (home / split / name).mkdir(parents=True)
             for i in range(n - (split == 'train' and c == 1)):
                 small = rng.integers(0, 256, (7, 9, 3), np.uint8)
                 small[..., c] |= 128
-                size = rng.integers(180, 260, 2).tolist()
+                size = rng.integers(300, 400, 2).tolist()
                 Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(
                     home / split / name / f'{i}.png'
                 )
@@ -41,6 +42,10 @@ def home(tmp_path_factory):
     weights.save_params(home / 'teacher.hkl', torchvision_net(18, num_classes=3)[1])
     torch.manual_seed(0)
     _, params = resnet.resnet(18, 0.125, 3)
+    # A ReLU that a rounding error flips would change the gradient by a hundredth: keep them open.
+    for name in params:
+        if re.search(r'bn\w*\.bias', name):
+            params[name].data += 4
     weights.save_params(home / 'start.hkl', params)
     return home
 
@@ -93,12 +98,12 @@ def plain_loop(home, ranks):
     trained = [v.requires_grad_() for k, v in params.items() if not is_statistic(k)]
     folder = photographs.scan_photographs(home)[0]
     files = [(file, c) for c, group in enumerate(folder.values()) for file in group]
-    assert len(files) == 41
+    assert len(files) == 29
     losses, rate = [], LR
     optimizer = torch.optim.SGD(trained, rate, 0.9, weight_decay=1e-4)
     for epoch in range(1, EPOCHS + 1):
         if epoch in DROPS:
-            rate *= 0.1
+            rate *= 0.5
             optimizer = torch.optim.SGD(trained, rate, 0.9, weight_decay=1e-4)
         total = 0.0
         for batch in data.epoch_order(len(files), SEED, epoch).split(BATCH):
@@ -123,14 +128,21 @@ def plain_loop(home, ranks):
 @pytest.mark.parametrize('ranks', [1, 2])
 def test_imagenet_follows_the_recipe(home, ranks):
     save = home / f'logs/{ranks}'
-    options = f'--image_size {SIZE} --batch_size {BATCH} --epochs {EPOCHS} --seed {SEED} --lr {LR}'
+    options = f'--image_size {SIZE} --batch_size {BATCH} --epochs {EPOCHS} --seed {SEED} --lr {LR} '
+    options += '--lr_decay_ratio 0.5'
     options += f' --epoch_step [{DROPS[0]},{DROPS[1]}] --width 0.125 --student_params start.hkl'
     options += f' --teacher_params teacher.hkl --beta {BETA} --save {save}'
     done = command(home, '--imagenetpath .', options, processes=ranks)
     assert done.returncode == 0, done.stderr
     expected, losses = plain_loop(home, ranks)
-    assert [r['train_loss'] for r in records_of(save)] == pytest.approx(losses, rel=1e-3)
+    assert [r['train_loss'] for r in records_of(save)] == pytest.approx(losses, rel=1e-4)
     before, found = weights.load_params(home / 'start.hkl'), weights_of(save)
-    for name, value in expected.items():
-        moved = (value.detach() - before[name]).norm()
-        assert (found[name] - value.detach()).norm() < 0.02 * moved, name
+    trained = [k for k in expected if not is_statistic(k)]
+    gap = sum((found[k] - expected[k].detach()).square().sum() for k in trained)
+    moved = sum((expected[k].detach() - before[k]).square().sum() for k in trained)
+    assert gap.sqrt() < 1e-3 * moved.sqrt()
+    for name in expected.keys() - set(trained):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-3)
+    print(
+        'GAP', float(gap.sqrt() / moved.sqrt()), losses, [r['train_loss'] for r in records_of(save)]
+    )
