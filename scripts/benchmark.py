@@ -33,6 +33,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from support import program
+
+program.start(__name__)
 
 import cv2
 import numpy as np
@@ -44,7 +47,7 @@ import resnet
 import step_parts
 import utils
 from images import decode_bgr, read_image
-from support import devices, program, runs
+from support import devices, runs
 from support.files import check_writable, write_text
 from support.options import Parser, number
 from support.photographs import train_view

@@ -155,7 +155,8 @@ def add_loss_options(add, paper_alpha: str) -> None:
     add(
         '--beta',
         type=number(low=0),
-        help='transfer weight; 4x as strong at half the image side (1e+3 with only a teacher)',
+        help='weight of the transfer, depends on the image size, see above (default: 1e+3 with '
+        'only a teacher)',
     )
 
 

@@ -272,7 +272,8 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return image
     if image.shape[0] <= size[0] and image.shape[1] <= size[1]:
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    x = torch.from_numpy(image).permute(2, 0, 1)[None]
+    # Channels_last with all strides, or torch makes [3, H, W], which is slow to flip and to copy.
+    x = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)
     return F.interpolate(x, size, mode='bilinear', antialias=True)[0].permute(1, 2, 0).numpy()
 
 

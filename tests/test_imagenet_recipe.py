@@ -143,6 +143,3 @@ def test_imagenet_follows_the_recipe(home, ranks):
     assert gap.sqrt() < 1e-3 * moved.sqrt()
     for name in expected.keys() - set(trained):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-3)
-    print(
-        'GAP', float(gap.sqrt() / moved.sqrt()), losses, [r['train_loss'] for r in records_of(save)]
-    )

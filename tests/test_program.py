@@ -176,3 +176,23 @@ def test_the_word_that_torch_distributed_launch_adds_is_left_out(monkeypatch):
         monkeypatch.setattr(sys, 'argv', ['tool.py', word, '--save', 'x'])
         program.call_main(words.extend)
     assert words == ['--save', 'x'] * 2
+
+
+@pytest.mark.parametrize(
+    'given, expected',
+    [({}, '10000'), ({'GOMP_SPINCOUNT': '7'}, '7'), ({'OMP_WAIT_POLICY': 'active'}, None)],
+)
+def test_waiting_threads_sleep_unless_the_user_has_chosen(given, expected, monkeypatch):
+    for name in 'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY':
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    program.limit_spinning()
+    assert os.environ.get('GOMP_SPINCOUNT') == expected
+    monkeypatch.delenv('GOMP_SPINCOUNT', raising=False)
+
+
+def test_the_training_scripts_limit_spinning_before_torch_is_imported():
+    for script in 'cifar.py', 'imagenet.py', 'scripts/benchmark.py':
+        text = (ROOT / script).read_text()
+        assert text.index('program.start(__name__') < text.index('import torch')
