@@ -9,6 +9,7 @@ is resized.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def open_net(opt):
 
 def open_onnx(opt):
     """The same of an ONNX file."""
-    if not Path(opt.net).is_file():
+    if not os.path.isfile(opt.net):
         raise UserError(f'NET {opt.net}: no such file')
     try:
         import onnxruntime

@@ -26,6 +26,7 @@ Distances between maps, in numbers: scripts/agreement.py.
 """
 
 import itertools
+import os
 import sys
 from pathlib import Path
 
@@ -129,12 +130,12 @@ def read_images(opt):
     """The first --n of the files --images and of those in folders, each with its file's name."""
     files = []
     for path in map(Path, opt.images):
-        if path.is_dir():
+        if os.path.isdir(path):
             found = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith('.'))
             if not found:
                 raise UserError(f'--images {path}: holds no images')
             files += found
-        elif path.is_file():
+        elif os.path.isfile(path):
             files.append(path)
         else:
             raise UserError(f'--images {path}: no such file or folder')

@@ -62,7 +62,7 @@ def main(argv=None):
     if save.suffix not in ('.png', '.svg'):
         raise UserError(f'--save {save}: must end in .png or .svg')
     check_writable(save.parent)
-    files = [Path(log) / 'log.txt' if Path(log).is_dir() else Path(log) for log in opt.logs]
+    files = [Path(log, 'log.txt') if os.path.isdir(log) else Path(log) for log in opt.logs]
     if opt.paper_figure and len(files) > (len(COLOURS) if opt.labels else len(PAPER_MEANS)):
         raise UserError(f'--paper_figure: {len(files)} logs; give at most 3, or 7 with --labels')
     if opt.labels and len(opt.labels) != len(files):

@@ -100,7 +100,7 @@ add('--equal_time', type=number(int, 0), metavar='EPOCHS', help=equal_help)
 def main(argv=None):
     opt, _ = parser.parse(argv)
     logs = Path(opt.logs)
-    if not logs.is_dir():
+    if not os.path.isdir(logs):
         raise UserError(f'{logs}: no such folder; give the one that holds the runs')
     suffixes = ['.md', '.svg', '.png'] if opt.table == 'beta' else ['.md']
     files = [Path(file) for file in opt.save or []]

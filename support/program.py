@@ -177,8 +177,9 @@ class Output:
 def call_main(main, argv=None) -> int:
     """Call main(words of the command) and return the exit status.
 
-    0 after success, the status of a UserError, 130 after SIGINT and 143 after SIGTERM; each of the
-    last three prints one line on stderr. Any other exception is a bug and keeps its traceback.
+    0 after success, the status of a UserError, 1 without enough memory, 130 after SIGINT and 143
+    after SIGTERM; all but the first print one line on stderr. Any other exception is a bug and
+    keeps its traceback.
     Status 1 also if stdout cannot be written, unless its reader has gone.
     """
     open_streams()
@@ -214,6 +215,13 @@ def _end_of(main, argv) -> int:
         if str(e):
             print(f'{_name()}: error: {e}', file=sys.stderr)
         return e.status
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e):
+            raise
+        ignore_signals()
+        needs_less = 'a smaller batch, net or image needs less'
+        print(f'{_name()}: error: not enough memory; {needs_less}', file=sys.stderr)
+        return 1
     except Stopped as e:
         ignore_signals()
         after_bar = '\n' if sys.stderr.isatty() else ''
@@ -223,6 +231,12 @@ def _end_of(main, argv) -> int:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+def is_out_of_memory(error) -> bool:
+    """Whether memory was refused, by Python, or by torch for the CPU or a GPU."""
+    texts = "can't allocate memory", 'not enough memory', 'out of memory'
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 def ignore_signals() -> None:

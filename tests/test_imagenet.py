@@ -429,6 +429,29 @@ def test_sigusr1_writes_a_checkpoint_and_goes_on(home):
     process.communicate()
 
 
+def test_momentum_goes_on_inside_the_epoch_of_a_drop(home, run, monkeypatch):
+    """Stopped after step 2 of epoch 2, whose start restarted the momentum."""
+    options = f'{AT} --epochs 2 --epoch_step [2] --lr_decay_ratio 1'
+    assert run(options, '--save logs/drop') == 0
+    save_checkpoint = runs.save_checkpoint
+
+    def stopping(folder, checkpoint):
+        save_checkpoint(folder, checkpoint)
+        if (checkpoint['epoch'], checkpoint['step']) == (1, 2):
+            raise program.Stopped(signal.SIGTERM)
+
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, 'save_checkpoint', stopping)
+        assert run(options, OFTEN, '--save logs/drop2') == 143
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+    assert run(options, '--save logs/drop2 --resume') == 0
+    drop = ('save', 'checkpoint_minutes')
+    assert log_of(home / 'logs/drop2', drop) == log_of(home / 'logs/drop', drop)
+    assert same_weights(home / 'logs/drop2', home / 'logs/drop')
+
+
 def test_two_processes_are_one_with_the_same_batch(home):
     """With fixed batch norm the split does not change what is computed of an image. 42 images in
     batches of 12: the last batch has 6."""

@@ -74,6 +74,11 @@ def crop(file, epoch, index):
     return TF.normalize(TF.to_tensor(pixels), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
+def centre(file):
+    pixels = photographs.centre_view(file, SIZE)
+    return TF.normalize(TF.to_tensor(pixels), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
 def attention_map(x):
     return F.normalize(x.square().mean(1).flatten(1))
 
@@ -136,6 +141,13 @@ def test_imagenet_follows_the_recipe(home, ranks):
     assert done.returncode == 0, done.stderr
     expected, losses = plain_loop(home, ranks)
     assert [r['train_loss'] for r in records_of(save)] == pytest.approx(losses, rel=1e-4)
+    # Both ranks must test with the statistics of the first.
+    folder = photographs.scan_photographs(home)[1]
+    tested = [(centre(file), c) for c, group in enumerate(folder.values()) for file in group]
+    x, targets = torch.stack([x for x, _ in tested]), torch.tensor([c for _, c in tested])
+    f = weights.load_net(home / 'start.hkl').f
+    test_loss = F.cross_entropy(f(x, expected, False)[0], targets).item()
+    assert records_of(save)[-1]['test_loss'] == pytest.approx(test_loss, rel=1e-4)
     before, found = weights.load_params(home / 'start.hkl'), weights_of(save)
     trained = [k for k in expected if not is_statistic(k)]
     gap = sum((found[k] - expected[k].detach()).square().sum() for k in trained)

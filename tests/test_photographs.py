@@ -368,11 +368,11 @@ def test_some_broken_images_are_replaced(n, broken, tmp_path):
 
 
 def test_a_broken_image_is_replaced_by_one_of_its_class(tmp_path):
-    """Each class has a brightness of its own; the first image of each is broken."""
+    """Each class has a brightness of its own; the last image of each is broken."""
     folder = {}
     for level, name in (40, 'dark'), (120, 'grey'), (220, 'bright'):
         folder[name] = [str(tmp_path / f'{name}{i}.png') for i in range(3)]
-        for file in folder[name][1:]:
+        for file in folder[name][:-1]:
             cv2.imwrite(file, np.full((70, 70, 3), level, np.uint8))
     part = photographs.Photographs(folder, options(), torch.device('cpu'))
     ((images, labels),) = part.batches([torch.arange(9)], view)

@@ -196,3 +196,17 @@ def test_the_training_scripts_limit_spinning_before_torch_is_imported():
     for script in 'cifar.py', 'imagenet.py', 'scripts/benchmark.py':
         text = (ROOT / script).read_text()
         assert text.index('program.start(__name__') < text.index('import torch')
+
+
+@pytest.mark.parametrize(
+    'error',
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …")],
+)
+def test_too_little_memory_is_one_line_and_a_bug_keeps_its_traceback(error, capsys):
+    def main(argv):
+        raise error
+
+    assert program.call_main(main, []) == 1
+    assert capsys.readouterr().err.endswith('a smaller batch, net or image needs less\n')
+    with pytest.raises(RuntimeError, match='a bug'):
+        program.call_main(lambda argv: exec("raise RuntimeError('a bug')"), [])  # noqa: S102
