@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# How the weight of attention transfer, --beta, acts: AT and AT + KD from WRN-16-2 to WRN-16-1 on CIFAR-10 for many values of it, tested on training
-# images that no net here was trained on. Ends with a table and a picture, LOGS/beta.svg.
+# Error against --beta: AT and AT + KD from WRN-16-2 to WRN-16-1 on CIFAR-10, tested on held-out training images that neither net has seen.
+# Ends with a table and a picture, LOGS/beta.svg.
 #
 #   bash scripts/beta.sh
 #   BETAS="100 1000" EPOCHS=30 bash scripts/beta.sh
 #
-# Environment: BETAS, VALIDATE=5000, the number of those images; else as common.sh, with LOGS=logs/beta_epochs$EPOCHS.
+# Environment: BETAS, VALIDATE=5000 (held-out images), LOGS=logs/beta_epochs$EPOCHS; the rest as in common.sh.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

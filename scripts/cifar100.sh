@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# CIFAR-100, not in the paper: WRN-40-2 teaches WRN-16-2 and WRN-40-1, on the schedule of RepDistiller, whose table the field compares with.
+# CIFAR-100, not in the paper: WRN-40-2 teaches WRN-16-2 and WRN-40-1, with the schedule of RepDistiller, a common reference.
 #
 #   bash scripts/cifar100.sh
 #
-# Near, but not like for like: there the border is zeros where ours is reflected, images are normalised with CIFAR-100's own mean and deviation,
-# batch norm weights start at 1, and momentum is kept where the rate drops; its numbers are means of 5 runs.
+# The comparison is not exact. RepDistiller pads with zeros (here: reflection), normalises with CIFAR-100's own mean and std (here: CIFAR-10's),
+# starts batch norm weights at 1 (here: uniform in 0 to 1), and keeps momentum when the rate drops. Its numbers are means of 5 runs.
 # Environment: see common.sh; LOGS=logs/cifar100_epochs$EPOCHS. Ends with the table, in accuracy.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -13,7 +13,7 @@ SEEDS=${SEEDS-0 1 2 3 4}
 EPOCHS=${EPOCHS:-240}
 LOGS=${LOGS:-logs/cifar100_epochs$EPOCHS}
 
-# The rate drops after epochs 150, 180 and 210 of 240; of other EPOCHS each rate keeps its share.
+# The rate drops after epochs 150, 180 and 210 of 240; with other EPOCHS, each rate keeps its share.
 DROPS='' last=0
 for after in 150 180 210; do
   drop=$(((after * EPOCHS + 120) / 240 + 1))

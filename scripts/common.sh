@@ -3,19 +3,19 @@
 # Stop or kill a script at any time and start it again: finished runs are skipped, unfinished ones continue. Environment:
 #
 #   SEEDS="0 1 2"   seed s learns from the teacher of seed s          EPOCHS=200   length of a run
-#   DATAROOT=~/data where the CIFAR files are, or go; a folder with train/CLASS/* and test/CLASS/* is used as it is
-#   LOGS=DIR        where the runs go                                 EXTRA="--dtype bfloat16 --compile"   options added to each run
-#   JOBS=2          runs side by side, each on its own GPU if there are several; what they print is then in LOGS/NAME.out
+#   DATAROOT=~/data folder of the CIFAR files, downloaded if missing; or a folder with train/CLASS/* and test/CLASS/*
+#   LOGS=DIR        folder for the runs                               EXTRA="--dtype bfloat16 --compile"   options added to each run
+#   JOBS=2          runs side by side, each on its own GPU if there are several; their output goes to LOGS/NAME.out
 #                   (on one GPU start nvidia-cuda-mps-control -d before, or they take turns)
 #   ONLY="wrn_* *_from_wrn_16_2*"   only the runs whose names match one of these patterns
-#   DRY_RUN=1       print the commands, and do nothing                PYTHON, VENV: see setup.sh
+#   DRY_RUN=1       only print the commands                           PYTHON, VENV: see setup.sh
 #
-# Scripts that share LOGS may run at the same time, also on several machines: the second waits for a net that the first is training.
+# Scripts that share LOGS may run at the same time, also on several machines. A script waits for a net that another one is training.
 # On a cluster one job takes one seed, and the table covers every seed that is finished in LOGS. With Slurm:
 #
 #   bash scripts/setup.sh && sbatch --array=0-4 --gpus=1 --wrap 'SEEDS=$SLURM_ARRAY_TASK_ID bash scripts/table1.sh'
 
-# Options come from the environment. Any argument but --help is a mistake, and starts no training.
+# Options come from the environment. Any argument except --help is an error, and starts no training.
 case ${1:-} in
   '') ;;
   -h | --help)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What of the gain is due to the teacher? Not in the paper. WRN-16-1 on CIFAR-10 alone and with attention transfer (AT) from WRN-16-2, beside
-#   AT from an untrained WRN-16-2; AT from a trained WRN-16-1, which is no better than the student; and the student alone, trained for as long a time as with AT.
+# How much of the gain is due to the teacher? Not in the paper. WRN-16-1 on CIFAR-10, trained
+#   alone; with attention transfer (AT) from WRN-16-2, from an untrained WRN-16-2, and from a WRN-16-1; and alone for as many seconds as AT takes.
 #
 #   bash scripts/controls.sh
 #
-# The length of the last is EPOCHS times the ratio of the measured times of an epoch with AT and without. It is kept in LOGS/equal_time_to_EPOCHS,
-# so that later starts use the same; a machine that was busier in one of the two misleads it.
+# The last length is EPOCHS times the ratio of the measured times of an epoch with and without AT. It is wrong if the machine was busier in one of
+# them. It is kept in LOGS/equal_time_to_EPOCHS for later starts, and can be written there by hand.
 # Environment: see common.sh. The nets in logs/epochs$EPOCHS are shared with the tables of CIFAR-10. Ends with the table.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"

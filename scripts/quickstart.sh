@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Attention transfer from nothing: a teacher, a student alone, and the same student with attention transfer from that teacher.
+# Attention transfer from nothing: train a teacher, a student alone, and the same student with attention transfer from that teacher.
 #
-#   bash scripts/quickstart.sh            on `shapes`, which is drawn: no download, 2 minutes on 2 CPU cores of 2024, 10 on 2 of 2017
+#   bash scripts/quickstart.sh            on `shapes`, which is drawn: no download, 2 to 10 minutes on 2 CPU cores
 #   bash scripts/quickstart.sh cifar10    on CIFAR-10: 10 epochs, an hour or more on 2 CPU cores
 #   DRY_RUN=1 bash scripts/quickstart.sh  only prints the commands
 #
 # Makes .venv on the first run. Run again, it skips finished runs and continues stopped ones. Environment:
 #   SEED=0  EPOCHS=20 on shapes, 10 on cifar10 (published: 200)  SAVE=logs/quickstart  PYTHON, VENV: see setup.sh
-#   DATAROOT=~/data  where CIFAR-10 is, or goes; a folder with train/CLASS/* and test/CLASS/* is used as it is
+#   DATAROOT=~/data  folder of CIFAR-10, downloaded if missing; or a folder with train/CLASS/* and test/CLASS/*
 set -euo pipefail
 
 # Before anything is installed.

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: `. scripts/setup.sh` leaves the repository root as working directory and a Python with everything
-# of requirements.txt in $VENV_PYTHON. A second time it does nothing unless requirements.txt has changed.
+# Sourced by the other scripts: `. scripts/setup.sh` changes to the repository root, and sets $VENV_PYTHON to a Python that has all of
+# requirements.txt. It makes .venv if needed, and updates it if requirements.txt has changed.
 #
 #   PYTHON=python3.12   the Python to make .venv with (default: python3); 3.10 or newer, with venv
-#   VENV=DIR            an environment to use as it is, nothing is installed into it
-#   DRY_RUN=1           nothing is made or installed, for scripts that then print their commands alone
+#   VENV=DIR            your own environment; nothing is installed into it
+#   DRY_RUN=1           make and install nothing; the scripts only print their commands
 
 case ${VENV:-/} in /*) ;; *) VENV=$PWD/$VENV ;; esac
 case ${PYTHON:-} in /*) ;; */*) PYTHON=$PWD/$PYTHON ;; esac

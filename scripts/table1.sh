@@ -12,8 +12,8 @@ SEEDS=${SEEDS-0 1 2 3 4}
 EPOCHS=${EPOCHS:-200}
 LOGS=${LOGS:-logs/epochs$EPOCHS}
 
-# The paper decays beta in AT + KD and F-ActT; how is not stated, and no shape was better than another on held-out training images (docs/results.md).
-# The temperature for NIN is not stated either: 4 here, as for the others.
+# The paper decays beta in AT + KD and F-ActT, but does not say how. No shape was better than another on held-out images (docs/results.md).
+# It does not state the temperature for NIN either: 4 here, as for the others.
 run_list <<'RUNS'
 cifar = cifar.py --dataset CIFAR10 --epochs $EPOCHS
 thin = $cifar --net nin --width 96

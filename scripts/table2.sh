@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Table 2 of the paper: which map is transferred, from WRN-16-2 to WRN-16-1 on CIFAR-10, medians of 5 seeds; and, from the text beside
-# Table 1, the maps of one group alone.
+# Table 2 of the paper: mapping functions, from WRN-16-2 to WRN-16-1 on CIFAR-10, medians of 5 seeds. Also the transfer of a single group,
+# from the text beside Table 1.
 #
 #   bash scripts/table2.sh
 #

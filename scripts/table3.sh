@@ -12,9 +12,9 @@ SEEDS=${SEEDS-0}
 EPOCHS=${EPOCHS:-200} # not stated in the paper; as in its other tables
 LOGS=${LOGS:-logs/epochs$EPOCHS}
 
-# The paper states neither lr nor the betas of minl2, sym and grad, and no others have been tried yet: try some with EXTRA="--validate 5000" in
-# another LOGS. The wide NIN of Table 1 teaches. The teacher of AT has no batch norm and ReLU before pooling, where the student has none, so that
-# maps are of the outputs of convolutions. The training of the teachers is not stated: here as in Table 1.
+# The paper states neither lr nor the betas of minl2, sym and grad. These are guesses: try others with EXTRA="--validate 5000" in another LOGS.
+# The teacher is the wide NIN of Table 1, trained as there. The teacher of AT has no batch norm and ReLU before pooling, like the student, so
+# that both maps are of outputs of convolutions.
 run_list <<'RUNS'
 cifar = cifar.py --dataset CIFAR10 --epochs $EPOCHS --net nin
 student = $cifar --width 96 --no_bn --randomcrop_pad 0 --weight_decay 0 --lr 0.01

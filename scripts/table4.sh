@@ -5,8 +5,8 @@
 #   python scripts/convert.py resnet18 resnet-18.hkl && python scripts/convert.py resnet34 resnet-34.hkl
 #   CUB=birds SCENES=rooms bash scripts/table4.sh
 #
-# Environment: CUB, SCENES (one of them is enough), STUDENT_PARAMS=resnet-18.hkl, TEACHER_PARAMS=resnet-34.hkl, NPROC: see table5.sh; else as
-# common.sh. Ends with the table.
+# Environment: CUB, SCENES (one of them is enough), STUDENT_PARAMS=resnet-18.hkl, TEACHER_PARAMS=resnet-34.hkl, NPROC: see table5.sh; the rest
+# as in common.sh. Ends with the table.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

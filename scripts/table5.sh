@@ -5,8 +5,8 @@
 #   python scripts/convert.py resnet34 resnet-34.hkl
 #   IMAGENET=~/ILSVRC2012 NPROC=8 bash scripts/table5.sh
 #
-# Environment: IMAGENET, a folder with train/CLASS/* and val/CLASS/*; TEACHER_PARAMS=resnet-34.hkl; NPROC=1, the number of processes of torchrun, one a GPU,
-# that share a run; else as common.sh. Ends with the table.
+# Environment: IMAGENET, a folder with train/CLASS/* and val/CLASS/*; TEACHER_PARAMS=resnet-34.hkl; NPROC=1, the processes of torchrun (one per
+# GPU) that share a run; the rest as in common.sh. Ends with the table.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -510,6 +510,8 @@ def test_a_signal_at_one_rank_stops_both_after_a_checkpoint(home):
                 os.kill(int(other.name), signal.SIGTERM)
     _, error = process.communicate(timeout=120)
     assert process.returncode != 0 and error.count('stopped by SIGTERM') == 1, error
+    # The first rank, which got no signal.
+    assert 'imagenet.py, rank 0: stopped by SIGTERM' in error
     assert 'the same command with --resume continues after step' in error
     assert runs.load_checkpoint(folder)['step'] > 0
 
