@@ -269,7 +269,7 @@ def begin(opt, given: set, parser, complete) -> Run | None:
         )
     if here and checkpoint['epoch'] >= opt.epochs:
         with open_folder(opt.save, checkpoint):
-            print(f'{opt.save}: finished, {checkpoint["epoch"]} of {opt.epochs} epochs are done')
+            print(f'{opt.save}: already trained for {checkpoint["epoch"]} epochs: nothing to do')
         return None
     check_writable(opt.save)  # a finished run may lie on a read-only disk
     run = Run(opt, checkpoint, here)

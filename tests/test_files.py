@@ -235,6 +235,6 @@ def test_a_finished_run_on_a_read_only_disk_is_finished(tmp_path, train, monkeyp
     access = os.access
     monkeypatch.setattr(os, 'access', lambda p, mode: not mode & os.W_OK and access(p, mode))
     assert train(*RUN, 'run', '--resume') == 0
-    assert 'finished, 0 of 0 epochs' in capsys.readouterr().out
+    assert 'already trained for 0 epochs: nothing to do' in capsys.readouterr().out
     assert train('--save', 'run', '--resume', '--epochs', '1') == 2
     assert 'is not writable' in capsys.readouterr().err

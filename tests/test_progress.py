@@ -186,7 +186,7 @@ def test_a_resumed_run_says_from_which_epoch(main, small, home, capsys, tmp_path
     assert out[at + 1] == 'resuming after epoch 1 of 2'
     assert [line[:9] for line in out if line.startswith('epoch ')] == ['epoch 2/2']
     out, _ = printed(capsys, '--epochs 2', *save, main=main, small=small)
-    assert out == [f'{tmp_path}/run: finished, 2 of 2 epochs are done']
+    assert out == [f'{tmp_path}/run: already trained for 2 epochs: nothing to do']
 
 
 @pytest.mark.parametrize(
