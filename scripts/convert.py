@@ -84,9 +84,8 @@ def main(argv=None):
     if opt.fold or out.suffix == '.onnx' and resnet.layout(params) == 'resnet':
         f, params = check_net(fold(params, opt.source), f'{opt.source}, folded')
     kind, (depth, width, num_classes) = resnet.layout(params), resnet.net_shape(params)
-    what = f'{kind} of depth {depth}, width {width:g}, {num_classes or "no"} classes'
-    if kind == 'folded':
-        what = what.replace(kind, 'resnet') + ', batch norms folded'
+    shown = 'resnet with folded batch norms' if kind == 'folded' else kind
+    what = f'{shown} of depth {depth}, width {width:g}, {num_classes or "no"} classes'
     file = io.BytesIO()
     if out.suffix == '.onnx':
         if num_classes is None:

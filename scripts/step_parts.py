@@ -48,18 +48,22 @@ def make_replay(calls: list, keep: bool = False):
     keep: hold the output of a trained convolution until its backward call, as training must. It
     then takes fresh memory, which is not in the cache.
     """
-    backward = {weight(call) for call in calls if name(call) == 'aten.convolution_backward'}
+    names = [name(call) for call in calls]
+    ends = {weight(c): i for i, c in enumerate(calls) if names[i] == 'aten.convolution_backward'}
+    # For each call, the one that still needs its output; None if no call does.
+    needed = [
+        ends.get(weight(c)) if keep and names[i] == 'aten.convolution' else None
+        for i, c in enumerate(calls)
+    ]
 
     @torch.no_grad()
     def replay():
         kept = {}
-        for call in calls:
-            func, args, kwargs = call
+        for i, (func, args, kwargs) in enumerate(calls):
             output = func(*args, **kwargs)
-            if keep and name(call) == 'aten.convolution' and weight(call) in backward:
-                kept[weight(call)] = output
-            elif keep and name(call) == 'aten.convolution_backward':
-                del kept[weight(call)]
+            if needed[i] is not None:
+                kept[needed[i]] = output
+            kept.pop(i, None)
         return args[0]  # Graphed wants a tensor
 
     # Without a CUDA graph, a GPU would wait for Python.
