@@ -89,9 +89,9 @@ def main(argv=None):
                 averages.add(torch.stack([loss, transfer]).detach(), len(images))
             schedule.step()
             loss, transfer = finish(averages)
-            share = f' ({transfer / loss:.0%} of it transfer)' if teacher else ''
+            text = f'{loss:.3f}' + (f' ({transfer / loss:.0%} of it transfer)' if teacher else '')
             accuracy = student.accuracy(sets.val, opt.image_size)
-            print(f'epoch {epoch}: loss {loss:.3f}{share}, test accuracy {accuracy:.2f} %')
+            print(f'epoch {epoch}: loss {text}, test accuracy {accuracy:.2f} %', flush=True)
             save(student, opt.save)
 
 
