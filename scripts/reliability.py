@@ -3,21 +3,24 @@
     # kill cifar.py at random moments on drawn shapes, in float32, eager; or with other options
     python scripts/reliability.py kills --kills 50
     python scripts/reliability.py kills --kills 10 --options "--dtype bfloat16 --compile"
-    # kill imagenet.py inside epochs
-    python scripts/reliability.py kills --kills 20 --imagenetpath DIR
-    # fill the disk of cifar.py, a small tmpfs; needs root, Linux
-    python scripts/reliability.py full_disk
+    # on a disk that is full half of the time, a small tmpfs; needs root, Linux
+    python scripts/reliability.py kills --kills 50 --full_disk
+    # kill imagenet.py inside epochs, one process or two ranks
+    python scripts/reliability.py kills --kills 20 --imagenetpath DIR --ranks 2
     # resident memory of imagenet.py after each epoch; Linux
     python scripts/reliability.py memory --imagenetpath DIR --epochs 20
 
 kills resumes the run each time, starts another if it ends before the last kill, and compares it
-with a run that was left alone: all but measured times must be the same, bit for bit. It prints
-where the checkpoint stood at each kill: 3+17 means 3 epochs and 17 steps of the fourth.
+with a run that was not interrupted: all but measured times must be bit-identical. Half of the kills
+come after a random time, the others while a file is written. It prints where the checkpoint was
+after each kill or full disk: 3+17 means 3 epochs and 17 steps of the fourth.
 
-The student learns by attention transfer, in kills and full_disk also by distillation.
+The student learns by attention transfer, in kills also by distillation.
 """
 
+import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -26,12 +29,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import kill_at
 import resnet
 from benchmark import machine
 from support import program
@@ -45,8 +50,15 @@ from support.weights import save_params
 
 # The options of each check, with their defaults.
 CHECKS = {
-    'kills': {'kills': 50, 'epochs': 40, 'seed': 0, 'imagenetpath': None, 'options': ''},
-    'full_disk': {'options': ''},
+    'kills': {
+        'kills': 50,
+        'epochs': 40,
+        'seed': 0,
+        'ranks': 1,
+        'full_disk': False,
+        'imagenetpath': None,
+        'options': '',
+    },
     'memory': {'epochs': 20, 'imagenetpath': None, 'options': '', 'json': None},
 }
 SHAPES = '--dataset shapes --depth 10 --width 0.25 --batch_size 512 --resume'
@@ -58,11 +70,13 @@ WATCHED = '--depth 18 --width 0.25 --image_size 112 --beta 1e+3 --batch_size 128
 
 parser = Parser(__doc__)
 add = parser.add_argument
-add('check', metavar='CHECK', choices=CHECKS, help='kills, full_disk or memory')
+add('check', metavar='CHECK', choices=CHECKS, help='kills or memory')
 add('--imagenetpath', metavar='DIR', help='train imagenet.py on DIR/{train,val}/CLASS/*')
 add('--kills', type=number(int, 1), help='how often to kill (default: 50)')
 add('--epochs', type=number(int, 1), help='of a run (kills: 40), or to watch (memory: 20)')
 add('--seed', type=number(int, 0), help='seed of the random moments of kills (default: 0)')
+add('--ranks', type=number(int, 1), help='processes of imagenet.py, by torchrun (default: 1)')
+add('--full_disk', action='store_true', help='kills on a disk that is full half of the time')
 add('--options', help='more options of the training script, in one string')
 add('--json', metavar='FILE', help='also write the memory of each epoch to FILE')
 
@@ -70,7 +84,7 @@ add('--json', metavar='FILE', help='also write the memory of each epoch to FILE'
 def main(argv=None):
     opt, given = parser.parse(argv)
     complete(opt, given)
-    check = {'kills': kills, 'full_disk': full_disk, 'memory': memory}[opt.check]
+    check = {'kills': kills, 'memory': memory}[opt.check]
     with tempfile.TemporaryDirectory() as folder:
         check(Path(folder), opt)
 
@@ -82,6 +96,8 @@ def complete(opt, given):
         raise UserError(f'--{name}: has no effect with {opt.check}')
     for name in defaults.keys() - given:
         setattr(opt, name, defaults[name])
+    if opt.check == 'kills' and opt.ranks > 1 and not opt.imagenetpath:
+        raise UserError(f'--ranks {opt.ranks}: cifar.py has one process; give --imagenetpath')
     if opt.check == 'memory':
         if not opt.imagenetpath:
             raise UserError('memory: give the photographs to train on, --imagenetpath')
@@ -96,82 +112,157 @@ def complete(opt, given):
 # ------------------------ kills
 
 
-def command(opt, folder, name, epochs):
-    """The training in folder/name; all but the teacher have --options and learn from it."""
+def command(opt, run, epochs, teacher):
+    """The training in the folder `run`: of a student, with --options, or of a teacher if None."""
     if opt.imagenetpath:
-        script, teacher = 'imagenet.py', '--teacher_params'
+        script, name = 'imagenet.py', '--teacher_params'
         words = ['--imagenetpath', opt.imagenetpath, *PHOTOGRAPHS.split()]
     else:
-        script, teacher, words = 'cifar.py', '--teacher_id', SHAPES.split()
-    words += ['--epochs', str(epochs), '--save', str(folder / name)]
-    if name != 'teacher':
-        words += [teacher, str(folder / 'teacher'), '--alpha', '0.5', '--beta', '100']
-        words += opt.options.split()
-    return [sys.executable, str(ROOT / script), *words]
+        script, name, words = 'cifar.py', '--teacher_id', SHAPES.split()
+    words += ['--epochs', str(epochs), '--save', str(run)]
+    if teacher:
+        words += [name, str(teacher), '--alpha', '0.5', '--beta', '100', *opt.options.split()]
+    return [str(ROOT / script), *words]
 
 
-def train(opt, *arguments):
-    words = command(opt, *arguments)
+def launch(opt, words):
+    """The command that starts a script, on --ranks processes."""
+    if opt.ranks == 1:
+        return [sys.executable, *words]
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(opt.ranks)]
+    return [sys.executable, *torchrun, *words]
+
+
+def train(opt, run, epochs, teacher=None):
+    words = launch(opt, command(opt, run, epochs, teacher))
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f'a run that was left alone failed: {done.stderr}', status=1)
+        raise UserError(f'a run that was not interrupted failed: {done.stderr}', status=1)
 
 
 def kills(folder, opt):
     """Kill a training at random moments, resume it each time, and compare it with a run that was
-    left alone."""
+    not interrupted."""
     if opt.imagenetpath:
         scan_photographs(opt.imagenetpath)
-    train(opt, folder, 'teacher', 1)
-    start, epoch = time_whole(folder, opt)
-    rng, done, runs, inside = random.Random(opt.seed), 0, 0, 0
-    while done < opt.kills:
-        stood, runs = [], runs + 1  # where the checkpoint stood at each kill
-        words = command(opt, folder, 'killed', opt.epochs)
-        while done < opt.kills and kill_once(words, rng, start, epoch):
-            stood.append(progress(folder / 'killed'))
-            done += 1
-        train(opt, folder, 'killed', opt.epochs)
-        compare(folder / 'whole', folder / 'killed')
-        places = ', '.join(f'{epoch}+{step}' for epoch, step in stood)
-        print(
-            f'run {runs}: killed {len(stood)} times, '
-            f'its checkpoint at epoch+step {places or "-"}: the same bits',
-            flush=True,
-        )
-        inside += sum(step > 0 for _, step in stood)
-        shutil.rmtree(folder / 'killed')
+    teacher, whole = folder / 'teacher', folder / 'whole'
+    train(opt, teacher, 1)
+    seconds = time_run(opt, whole, teacher)
+    rng, ends, inside, runs = random.Random(opt.seed), Counter(), 0, 0
+    with disk_for(whole, opt) as disk:
+        run = disk / 'killed'
+        while ends['killed'] < opt.kills:
+            stood, runs = [], runs + 1  # where the checkpoint stood at each end
+            while ends['killed'] < opt.kills:
+                end = stop_once(opt, run, teacher, rng, seconds)
+                if end == 'finished':
+                    break
+                ends[end] += 1
+                stood.append(progress(run))
+                if stood != sorted(stood):
+                    raise UserError(f'a checkpoint was lost: {stood}', status=1)
+            train(opt, run, opt.epochs, teacher)
+            compare(whole, run)
+            places = ', '.join(f'{epoch}+{step}' for epoch, step in stood)
+            print(
+                f'run {runs}: stopped {len(stood)} times, '
+                f'its checkpoint at epoch+step {places or "-"}: the same bits',
+                flush=True,
+            )
+            inside += sum(step > 0 for _, step in stood)
+            shutil.rmtree(run)
+    full = f' and {ends["full"]} full disks' if opt.full_disk else ''
     where = f', {inside} resumed inside an epoch' if opt.imagenetpath else ''
-    print(f'{done} kills in {runs} runs of {opt.epochs} epochs{where}, none lost')
+    print(f'{ends["killed"]} kills{full} in {runs} runs of {opt.epochs} epochs{where}, none lost')
 
 
-def time_whole(folder, opt):
-    """(seconds before its first epoch, seconds of an epoch) of the run that is left alone,
-    folder/whole, which it trains."""
+def time_run(opt, run, teacher):
+    """Train a run without interruption; (seconds before its first epoch, seconds of an epoch)."""
     began = time.time()
-    train(opt, folder, 'whole', opt.epochs)
+    train(opt, run, opt.epochs, teacher)
     took = time.time() - began
-    records = read_log(folder / 'whole' / 'log.txt')
+    records = read_log(run / 'log.txt')
     epoch = statistics.median(r['train_time'] + r['test_time'] for r in records)
     return max(0, took - opt.epochs * epoch), epoch
 
 
-def kill_once(words, rng, start, epoch):
-    """Run a command and kill it in its start, or in one of the epochs after the first few lines
-    that it prints. False if it ended before the kill."""
-    run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+@contextlib.contextmanager
+def disk_for(whole, opt):
+    """The folder of the run to kill. With --full_disk a tmpfs with room for three such runs."""
+    disk = whole.parent / 'disk'
+    disk.mkdir()
+    if not opt.full_disk:
+        yield disk
+        return
+    size = 3 * sum(f.stat().st_size for f in whole.iterdir()) + 2**20
+    mount = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', str(disk)]
+    if subprocess.run(mount, check=False).returncode:
+        raise UserError('--full_disk: cannot mount a tmpfs; it needs root, and Linux')
     try:
-        wanted, seen = rng.randrange(5), 0
-        while seen < wanted and (line := run.stdout.readline()):
-            seen += line.startswith('epoch ')
-        time.sleep(rng.uniform(0, 2 * epoch if wanted else start))
+        yield disk
     finally:
-        run.kill()
-        status = run.wait()
-        run.stdout.close()
-    if status not in (0, -signal.SIGKILL):
-        raise UserError(f'a resumed run failed, status {status}', status=1)
-    return status != 0
+        subprocess.run(['umount', str(disk)], check=True)
+
+
+def stop_once(opt, run, teacher, rng, seconds):
+    """Start a run, kill it at a random moment, and return how it ended: 'killed', 'full' (it found
+    its disk full) or 'finished'.
+
+    Half of the kills come after a random time, the others while the run writes one of its files.
+    The first kind ends every process, as a power cut does, or one rank. With --full_disk there is
+    little room on the disk half of the time. seconds: what time_run returned.
+    """
+    words, files = command(opt, run, opt.epochs, teacher), rng.randrange(2)
+    if files:
+        moment, n = rng.choice(kill_at.MOMENTS), rng.randint(1, 12)
+        words = [str(ROOT / 'scripts/kill_at.py'), moment, str(n), *words]
+    ballast = run.parent / 'ballast'
+    if opt.full_disk and rng.randrange(2):
+        room = rng.randrange(2 * (teacher / 'checkpoint.pt').stat().st_size)
+        ballast.write_bytes(bytes(max(0, shutil.disk_usage(run.parent).free - room)))
+    with tempfile.TemporaryFile('w+') as errors:
+        words = launch(opt, words)
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            if not files:
+                wait(process, rng, *seconds)
+                ranks = children(process.pid)
+                one = ranks and rng.randrange(2)
+                kill([rng.choice(ranks)] if one else [process.pid, *ranks])
+            process.communicate()
+        finally:
+            if process.poll() is None:
+                kill([process.pid, *children(process.pid)])
+                process.wait()
+        errors.seek(0)
+        error = errors.read()
+    ballast.unlink(missing_ok=True)
+    if process.returncode == 0:
+        return 'finished'
+    if ': error: cannot write' in error and 'No space left on device' in error:
+        return 'full'
+    if process.returncode == -signal.SIGKILL or 'SIGKILL' in error:  # torchrun names the signal
+        return 'killed'
+    raise UserError(f'a resumed run failed, status {process.returncode}: {error}', status=1)
+
+
+def wait(process, rng, start, epoch):
+    """Wait for a random moment in the start of a run, or in one of its next epochs."""
+    wanted, seen = rng.randrange(5), 0
+    while seen < wanted and (line := process.stdout.readline()):
+        seen += line.startswith('epoch ')
+    time.sleep(rng.uniform(0, 2 * epoch if wanted else start))
+
+
+def kill(processes):
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def children(pid):
+    """The processes that a process has started: torchrun's ranks."""
+    return [int(i) for i in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
 
 
 def progress(run):
@@ -193,41 +284,6 @@ def compare(whole, killed):
     same_weights = (whole / 'model.hkl').read_bytes() == (killed / 'model.hkl').read_bytes()
     if not same_weights or lines(whole) != lines(killed):
         raise UserError('the resumed run differs from the one left alone', status=1)
-
-
-# ------------------------ full_disk
-
-
-def full_disk(folder, opt):
-    """Fill the disk of a run. Check that the run folder is kept, and that the run continues when
-    there is room again."""
-    disk = folder / 'disk'
-    disk.mkdir()
-    mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', str(disk)]
-    if subprocess.run(mount, check=False).returncode:
-        raise UserError('full_disk: cannot mount a tmpfs; it needs root, and Linux')
-    try:
-        run = disk / 'run'
-        train(opt, folder, 'teacher', 1)
-        shutil.move(folder / 'teacher', disk)
-        train(opt, disk, 'run', 1)
-        (disk / 'ballast').write_bytes(bytes(max(0, shutil.disk_usage(disk).free - 4096)))
-        before = {f.name: f.read_bytes() for f in run.iterdir()}
-        words = command(opt, disk, 'run', 3)
-        failed = subprocess.run(words, check=False, capture_output=True, text=True)
-        kept = before == {f.name: f.read_bytes() for f in run.iterdir()}
-        print(
-            f'full: exit status {failed.returncode}, {failed.stderr.strip()!r}; '
-            f'the run folder is {"kept" if kept else "CHANGED"}'
-        )
-        (disk / 'ballast').unlink()
-        train(opt, disk, 'run', 3)
-        epochs = len(read_log(run / 'log.txt'))
-        print(f'with room again: {epochs} epochs done')
-        if failed.returncode != 1 or not kept or epochs != 3:
-            raise UserError('a full disk lost something', status=1)
-    finally:
-        subprocess.run(['umount', str(disk)], check=True)
 
 
 # ------------------------ memory

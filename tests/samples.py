@@ -129,10 +129,10 @@ def picture(file):
     return image
 
 
-def refused(main, argv, capsys):
+def refused(main, argv, capsys, status=2):
     """The one line with which main refuses these options."""
     capsys.readouterr()
-    assert program.call_main(main, [str(a) for a in argv]) == 2
+    assert program.call_main(main, [str(a) for a in argv]) == status
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and ': error: ' in error and 'Traceback' not in error
     return error

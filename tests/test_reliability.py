@@ -1,13 +1,16 @@
-"""scripts/reliability.py: kills, a full disk and memory, on small runs."""
+"""scripts/reliability.py and kill_at.py on small runs."""
 
 import json
 import mmap
 import os
+import random
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,14 +19,14 @@ from samples import make_photographs, make_run, refused
 from support import weights
 from support.program import UserError
 
-SCRIPTS = Path(__file__).resolve().parent.parent / 'scripts'
-sys.path.insert(0, str(SCRIPTS))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / 'scripts'))
 import reliability
 
 
 def check(*words, cwd):
     """The lines that a check prints, which must succeed."""
-    command = [sys.executable, SCRIPTS / 'reliability.py', *words]
+    command = [sys.executable, ROOT / 'scripts/reliability.py', *words]
     done = subprocess.run(command, check=False, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -32,7 +35,7 @@ def check(*words, cwd):
 # ------------------------ kills
 
 
-def test_imagenet_killed_at_random_goes_on_to_the_same_bits(tmp_path):
+def test_imagenet_killed_at_random_continues_with_the_same_bits(tmp_path):
     root = make_photographs(tmp_path / 'set', ('dark', 'light'), train=12, val=2)
     options = '--image_size 33 --batch_size 4 --checkpoint_minutes 1e-6 --nthread 1'
     words = ['--imagenetpath', root, '--kills', '1', '--epochs', '6', '--options', options]
@@ -49,6 +52,81 @@ def test_imagenet_killed_at_random_goes_on_to_the_same_bits(tmp_path):
         total
         == f'1 kills in {len(runs)} runs of 6 epochs, {inside} resumed inside an epoch, none lost'
     )
+
+
+WRITES = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from support.files import write_text
+for i in range(4):
+    write_text(f'file{{i % 2}}', str(i) * 100)
+"""
+
+
+@pytest.mark.parametrize(
+    'moment, texts, left',
+    [('write', '01', '2' * 50), ('rename', '01', '2' * 100), ('renamed', '21', '')],
+)
+def test_a_run_is_killed_while_it_writes_its_third_file(tmp_path, moment, texts, left):
+    """The script writes file0, file1, file0 and file1. left: what is in the temporary file."""
+    (tmp_path / 'script.py').write_text(WRITES)
+    command = [sys.executable, ROOT / 'scripts/kill_at.py', moment, '3', 'script.py']
+    assert subprocess.run(command, check=False, cwd=tmp_path).returncode == -signal.SIGKILL
+    for name, text in zip(('file0', 'file1'), texts):
+        assert (tmp_path / name).read_text() == text * 100
+    temporary = tmp_path / '.file0.part'
+    assert (temporary.read_text() if temporary.exists() else '') == left
+
+
+@pytest.mark.parametrize(
+    'code, end',
+    [
+        ('pass', 'finished'),
+        ('os.kill(os.getpid(), 9)', 'killed'),
+        ('time.sleep(60)', 'killed'),
+        ('sys.exit("cifar.py: error: cannot write a: No space left on device")', 'full'),
+        ('sys.exit("cifar.py: error: cannot write a: Input/output error")', None),
+        ('raise ValueError("a bug")', None),
+    ],
+)
+def test_the_end_of_a_run_is_recognised(tmp_path, monkeypatch, code, end):
+    words = [sys.executable, '-c', f'import os, sys, time; {code}']
+    monkeypatch.setattr(reliability, 'launch', lambda opt, _: words)
+    opt, given = reliability.parser.parse(['kills'])
+    reliability.complete(opt, given)
+    rng = random.Random(2 if 'sleep' in code else 0)  # 2: after a random time
+
+    def stop():
+        return reliability.stop_once(opt, tmp_path / 'run', tmp_path / 'teacher', rng, (0.5, 0.1))
+
+    if end:
+        assert stop() == end
+    else:
+        with pytest.raises(UserError, match='status 1'):
+            stop()
+
+
+def test_a_checkpoint_that_goes_back_is_an_error(monkeypatch, capsys):
+    progress = iter([(1, 3), (2, 0), (1, 5)])
+    monkeypatch.setattr(reliability, 'train', lambda *_: None)
+    monkeypatch.setattr(reliability, 'time_run', lambda *_: (1, 1))
+    monkeypatch.setattr(reliability, 'stop_once', lambda *_: 'killed')
+    monkeypatch.setattr(reliability, 'progress', lambda _: next(progress))
+    error = refused(reliability.main, ['kills', '--kills', '9'], capsys, status=1)
+    assert 'a checkpoint was lost: [(1, 3), (2, 0), (1, 5)]' in error
+
+
+def test_the_small_disk_is_full_after_three_runs(tmp_path):
+    whole = make_run(tmp_path / 'whole')
+    size = sum(f.stat().st_size for f in whole.iterdir())
+    try:
+        with reliability.disk_for(whole, Namespace(full_disk=True)) as disk:
+            (disk / 'file').write_bytes(bytes(3 * size))
+            with pytest.raises(OSError, match='No space left on device'):
+                (disk / 'more').write_bytes(bytes(2**21))
+    except UserError:
+        pytest.skip('no root: a tmpfs cannot be mounted')
+    assert not any(disk.iterdir())
 
 
 def test_kills_that_lost_something_are_told(tmp_path):
@@ -116,20 +194,18 @@ def test_a_run_that_ends_early_is_told():
 # ------------------------ options
 
 
-VALUES = {'kills': '3', 'epochs': '30', 'seed': '1', 'imagenetpath': 'DIR', 'json': 'memory.json'}
+VALUES = {'kills': ['3'], 'seed': ['1'], 'ranks': ['2'], 'full_disk': [], 'json': ['memory.json']}
 
 
 @pytest.mark.parametrize(
     'check, name',
     [
         ('kills', 'json'),
-        *(('full_disk', name) for name in VALUES),
-        ('memory', 'kills'),
-        ('memory', 'seed'),
+        *(('memory', name) for name in ('kills', 'seed', 'ranks', 'full_disk')),
     ],
 )
 def test_options_of_another_check_are_refused(check, name, capsys):
-    error = refused(reliability.main, [check, f'--{name}', VALUES[name]], capsys)
+    error = refused(reliability.main, [check, f'--{name}', *VALUES[name]], capsys)
     assert f'--{name}: has no effect with {check}' in error
 
 
@@ -147,7 +223,7 @@ def test_each_check_has_its_own_defaults():
         (['kill'], 'CHECK'),
         (['kills', '--kills', '0'], '--kills'),
         (['kills', '--imagenetpath', 'nowhere'], 'nowhere'),
-        (['full_disk', '--imagenetpath', 'nowhere'], '--imagenetpath'),
+        (['kills', '--ranks', '2'], '--ranks 2'),
         (['memory'], '--imagenetpath'),
         (['memory', '--imagenetpath', 'nowhere'], 'nowhere'),
         (['memory', '--imagenetpath', 'nowhere', '--epochs', '19'], '--epochs 19'),
