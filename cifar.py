@@ -2,7 +2,7 @@
 
     # a teacher
     python cifar.py --save logs/resnet_16_2_teacher --depth 16 --width 2
-    # a student: attention transfer, knowledge distillation, another transfer
+    # a student: attention transfer, knowledge distillation, full-activation transfer
     python cifar.py --save logs/at_16_1_16_2 --teacher_id resnet_16_2_teacher --beta 1e+3
     python cifar.py --save logs/kd_16_1_16_2 --teacher_id resnet_16_2_teacher --alpha 0.9
     python cifar.py --save logs/f --teacher_id resnet_16_2_teacher --beta 1e+3 --method factt
@@ -12,8 +12,8 @@
 Add --resume to continue a run that was stopped. --dtype bfloat16 --compile is fastest on a GPU, or
 on a CPU with instructions for bfloat16. Without a network, use --dataset folder or shapes.
 
-The same --beta counts four times as much at half the image side. For images of side S we recommend
-1e+3 * (S / 32)^2 with --method at and factt.
+At half the image side, the same --beta counts four times as much. For images of SxS pixels we
+recommend 1e+3 * (S / 32)^2 with --method at and factt.
 """
 
 from support import program
@@ -80,20 +80,20 @@ add(
 add(
     '--width',
     type=number(above=0),
-    help='factor of the 16, 32, 64 channels (default: 1); NIN: channels, 192 is wide (96)',
+    help='WRN: factor of the 16, 32, 64 channels (1); NIN: number of channels (96; wide: 192)',
 )
 add('--no_bn', action='store_true', help='NIN without batch norm: the student of Table 3')
 add(
     '--no_pool_relu',
     action='store_true',
-    help='NIN without batch norm and ReLU before pooling: the teacher of Table 3',
+    help='NIN without the batch norm and ReLU before each pooling: a teacher of Table 3',
 )
 add = parser.add_argument_group('data').add_argument
 add(
     '--dataset',
     default='CIFAR10',
     choices=['CIFAR10', 'CIFAR100', 'folder', 'shapes'],
-    help='folder: DATAROOT/{train,test}/CLASS/*; shapes: drawn, no files (default: CIFAR10)',
+    help='folder: DATAROOT/{train,test}/CLASS/*; shapes: generated images (default: CIFAR10)',
 )
 add('--dataroot', default='.', help="folder of the data set's files (default: .)")
 options.add_validate(add)
@@ -115,13 +115,13 @@ add(
     '--beta_decay',
     default='none',
     choices=['none', 'linear', 'cosine', 'step'],
-    help='lowers --beta to 0; step: at --epoch_step (paper: for AT + KD and F-ActT)',
+    help='lower --beta to 0 during the run; step: at each epoch of --epoch_step (default: none)',
 )
 add(
     '--method',
     default='at',
     choices=METHODS,
-    help='what --beta weighs: at maps, factt activations, the rest input gradients (default: at)',
+    help='at: attention maps; factt: activations; grad, sym, minl2: input gradients (default: at)',
 )
 add(
     '--at_map',
@@ -160,11 +160,11 @@ def complete(opt, given: set) -> argparse.Namespace:
     check(opt.depth, opt.width)
     for name in 'no_bn', 'no_pool_relu':
         if getattr(opt, name) and opt.net != 'nin':
-            raise UserError(f'--{name}: is for --net nin')
+            raise UserError(f'--{name}: has no effect without --net nin')
     if opt.epoch_step is None:
         opt.epoch_step = utils.scaled_steps(*PUBLISHED, opt.epochs)
     if opt.method != 'at' and not opt.beta:
-        raise UserError(f'--method {opt.method}: give its weight, --beta')
+        raise UserError(f'--method {opt.method}: needs a weight: give --beta')
     options.complete_losses(opt, 'teacher_id', beta_alone=not method.teacher)
     for name in ('at_map', 'at_p', 'at_groups', 'beta_decay'):
         if name in given and name not in method.options:
@@ -173,10 +173,10 @@ def complete(opt, given: set) -> argparse.Namespace:
         if name in given and not opt.teacher_id:
             raise UserError(f'--{name}: has no effect without a teacher, --teacher_id')
     if opt.beta_decay != 'none' and not opt.beta:
-        raise UserError(f'--beta_decay {opt.beta_decay}: there is no --beta to decay')
+        raise UserError(f'--beta_decay {opt.beta_decay}: has no effect without --beta')
     drops = any(1 < step <= opt.epochs for step in opt.epoch_step)
     if opt.beta_decay == 'step' and opt.epochs and not drops:
-        raise UserError('--beta_decay step: --epoch_step has no epoch of this run after the first')
+        raise UserError('--beta_decay step: needs a drop in --epoch_step, from epoch 2 to --epochs')
     if not opt.save:
         opt.save = os.path.join('logs', run_name(opt))
     return opt
@@ -219,7 +219,7 @@ def load_teacher(teacher_id: str) -> weights.Net:
         raise UserError(
             f'--teacher_id {teacher_id}: no such run folder or weights file, here or in logs/'
         )
-    photographs = 'is no net for small images; nets for photographs teach in imagenet.py'
+    photographs = 'is a net for photographs: use it as a teacher in imagenet.py'
     return weights.load_net_for('--teacher_id', path, resnet.SMALL, photographs)
 
 
@@ -464,7 +464,7 @@ def evaluate(opt, given: set) -> None:
     """--evaluate: test a net and print one json_stats line. Without options the data set is that
     of the run's log."""
     device, _ = devices.choose_device(opt)
-    photographs = 'is a net for photographs; imagenet.py tests it'
+    photographs = 'is a net for photographs: test it with imagenet.py'
     net = weights.load_net_for('--evaluate', opt.evaluate, resnet.SMALL, photographs)
     source, record = f'--evaluate {opt.evaluate}', net.records[0] if net.records else {}
     if 'dataset' not in given or opt.dataset == record.get('dataset'):
@@ -472,7 +472,7 @@ def evaluate(opt, given: set) -> None:
         opt = options.logged_options(opt, given, opt.evaluate, record, parser, names)
         if opt.dataset == 'folder' and 'dataroot' not in given:
             folder = record.get('dataroot', '.')
-            logs.check_logged_folder(source, 'images', folder, 'another set, --dataset')
+            logs.check_logged_folder(source, 'images', folder, 'another data set with --dataset')
     _, test_set = open_sets(opt, source, net)
     test_set, net = test_set.to(device), net._replace(params=devices.to_device(net.params, device))
     start = time.monotonic()
@@ -544,7 +544,7 @@ def main(argv=None):
     if opt.compile and not compilable:
         print(
             f'--compile: --method {opt.method} differentiates twice, '
-            'which cannot be compiled; continuing without'
+            'which cannot be compiled; continuing without --compile'
         )
     compiled = devices.compiled(loss_of, device) if opt.compile and compilable else loss_of
     run.options['compile'] = compiled is not loss_of

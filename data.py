@@ -147,8 +147,8 @@ def held_out(labels: torch.Tensor, num_classes: int, n: int) -> torch.Tensor:
     share[(exact - share).argsort(descending=True, stable=True)[: n - int(share.sum())]] += 1
     if share.min() < 1 or (counts - share).min() < 1:
         raise UserError(
-            f'--validate {n}: must leave images of each of {num_classes} classes '
-            f'on both sides ({len(labels)} in all)'
+            f'--validate {n}: each of the {num_classes} classes needs a held-out image and a '
+            f'training image, and there are {len(labels)} images in all'
         )
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
     out = torch.zeros(len(labels), dtype=torch.bool)
@@ -169,7 +169,7 @@ def decode_sets(train, test, nthread=0):
             raise UserError(
                 f'{file}: is {image.shape[1]}x{image.shape[0]}, '
                 f'most images are {size[1]}x{size[0]}; '
-                'all must have one size (imagenet.py takes photographs of any)'
+                'all must have the same size (imagenet.py accepts photographs of any size)'
             )
     sets, start = [], 0
     for split in train, test:

@@ -1,5 +1,5 @@
-"""Attention transfer on ImageNet, or any folders of photographs: train a student that learns from a
-net in a file, or fine-tune one.
+"""Attention transfer on ImageNet, or any folders of photographs: train a student, alone or with a
+teacher from a file, or fine-tune a net.
 
     # a student alone, and with attention transfer
     python imagenet.py --imagenetpath ~/ILSVRC2012 --depth 18 --width 1 --save logs/resnet_18
@@ -13,9 +13,9 @@ net in a file, or fine-tune one.
 A checkpoint is written every --checkpoint_minutes and when a signal stops the run. Add --resume to
 continue at that step.
 
-The same --beta counts four times as much at half the image side. For --image_size S we recommend
-1e+3 * (S / 224)^2, with --at_groups 2,3: reproduced independently; we know of no such report for
-all four groups.
+At half the image side, the same --beta counts four times as much. For --image_size S we recommend
+1e+3 * (S / 224)^2 and --at_groups 2,3. This setting was reproduced independently; we know of no
+reproduction with all four groups.
 """
 
 import signal
@@ -93,7 +93,7 @@ add(
 add(
     '--finetune',
     action='store_true',
-    help='new head for --student_params; batch norm and the first group stay fixed (Table 4)',
+    help='replace the head of --student_params; fix batch norm and the first group (Table 4)',
 )
 add = parser.add_argument_group('data').add_argument
 add(
@@ -110,7 +110,7 @@ add(
 add(
     '--train_crop',
     choices=list(TRAIN_CROPS),
-    help='resized: any scale and place; plain: one scale, any place (--finetune: plain)',
+    help='random crops, of any scale (resized) or of one (plain, default with --finetune)',
 )
 options.add_validate(add)
 add(
@@ -121,7 +121,7 @@ add(
 add(
     '--skip_broken',
     action='store_true',
-    help='replace a broken image by the next one of its class; else it stops the run',
+    help='replace a broken image by the next one of its class (default: stop with an error)',
 )
 add = parser.add_argument_group('teacher').add_argument
 add(
@@ -130,7 +130,7 @@ add(
     metavar='FILE',
     help='the teacher: a run folder or a weights file, see docs/weights.md (default: none)',
 )
-options.add_loss_options(add, paper_alpha='not found to help')
+options.add_loss_options(add, paper_alpha='did not help')
 add(
     '--at_groups',
     default=[0, 1, 2, 3],
@@ -219,7 +219,7 @@ class Nets(NamedTuple):
 
 def load_net(option: str, path: str) -> weights.Net:
     """The net at the path, which the option names."""
-    small = 'has no four groups; nets for small images are for cifar.py'
+    small = 'is a net for small images, with three groups: use it with cifar.py'
     return weights.load_net_for(f'--{option}', path, LARGE, small)
 
 

@@ -418,7 +418,7 @@ def _scan(folder, source):
         raise UserError(f'{source}: {e.filename}: {e.strerror}', status) from e
     for name, found in files.items():
         if not found:
-            raise UserError(f'{folder / name}: holds no images')
+            raise UserError(f'{folder / name}: holds no images; add some, or remove the folder')
     return files, left_out
 
 
@@ -426,7 +426,7 @@ def _too_few(folder, classes, images):
     if images:
         return (
             f'{folder}: has {images} images outside of class folders; at least 2 class folders are '
-            f'needed, {folder}/CLASS/*. scripts/prepare_imagenet.py makes them of a list of labels'
+            f'needed, {folder}/CLASS/*. scripts/prepare_imagenet.py makes them from a list'
         )
     return f'{folder}: has {classes} class folders; at least 2 are needed'
 
@@ -483,8 +483,8 @@ def _is_folder(entry):
 def _is_image(entry) -> bool:
     """Whether a file is an image, by its suffix or else by its first bytes.
 
-    So are a link that leads nowhere and a file that cannot be opened, unless their suffix says
-    otherwise: they are broken images. Pipes, sockets and devices are not.
+    A dangling link, and a file that cannot be opened, count as (broken) images unless their suffix
+    is not an image's. Pipes, sockets and devices do not.
     """
     _, dot, suffix = entry.name.rpartition('.')
     known = dot and suffix.lower() in SUFFIXES

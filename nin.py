@@ -28,9 +28,9 @@ DEPTH = 10  # nine convolutions and the linear layer
 def check_nin(depth, width) -> None:
     """Raise UserError unless there is a NIN of this depth and width."""
     if depth != DEPTH:
-        raise UserError(f'depth {depth}: a NIN has depth {DEPTH}; leave it out')
+        raise UserError(f'--depth {depth}: a NIN has depth {DEPTH}; leave it out')
     if width != int(width) or not 1 <= width <= 4096:
-        raise UserError(f'width {width:g}: for a NIN, this is the number of channels, 1 to 4096')
+        raise UserError(f'--width {width:g}: for a NIN, this is the number of channels, 1 to 4096')
 
 
 def nin(

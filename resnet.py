@@ -38,11 +38,11 @@ def check_wrn(depth, width) -> None:
     """Raise UserError unless depth is 6n + 4 with n >= 1 and width leaves each group a channel."""
     if not 10 <= depth < 10_000 or depth % 6 != 4:
         raise UserError(
-            f'depth {depth}: a Wide ResNet has depth 6n + 4 with n >= 1, '
+            f'--depth {depth}: a Wide ResNet has depth 6n + 4 with n >= 1, '
             'such as 10, 16, 22, 28 or 40'
         )
     if not 1 / 16 <= width <= 64:
-        raise UserError(f'width {width}: must be between 1/16 (one channel in a group) and 64')
+        raise UserError(f'--width {width}: must be between 1/16 (one channel in a group) and 64')
 
 
 def wrn(depth: int, width: float, num_classes: int) -> tuple[Callable, dict]:
@@ -174,10 +174,10 @@ def check_resnet(depth, width) -> None:
     """Raise UserError unless there is a resnet of this depth and width."""
     if depth not in RESNETS:
         raise UserError(
-            f'depth {depth}: a ResNet for photographs has depth {", ".join(map(str, RESNETS))}'
+            f'--depth {depth}: a ResNet for photographs has depth {", ".join(map(str, RESNETS))}'
         )
     if not 1 / 64 <= width <= 16:
-        raise UserError(f'width {width}: must be between 1/64 (one channel in a group) and 16')
+        raise UserError(f'--width {width}: must be between 1/64 (one channel in a group) and 16')
 
 
 def resnet_function(blocks: Sequence[int]) -> Callable:

@@ -1,4 +1,4 @@
-"""Class names and probabilities of image files, by a trained net.
+"""Print the classes that a trained net predicts for image files, with probabilities.
 
     python examples/classify.py logs/scenes_at_18 photo1.jpg photo2.jpg
     python examples/classify.py net.onnx photo.jpg
@@ -65,7 +65,7 @@ def open_onnx(opt):
     if images.type != 'tensor(uint8)':
         raise UserError(f'NET {opt.net}: takes {images.type}; convert it with --normalize')
     if opt.image_size not in (None, size):
-        raise UserError(f'--image_size {opt.image_size}: {opt.net} takes {size} alone')
+        raise UserError(f'--image_size {opt.image_size}: {opt.net} takes only {size}')
 
     def logits(images):
         return torch.from_numpy(session.run(None, {'images': images.transpose(0, 3, 1, 2)})[0])

@@ -9,7 +9,7 @@
         --teacher_weights teacher.pth --layers layer3 layer4
 
 NET is timm:NAME or MODULE:FUNCTION, called with num_classes=N, such as torchvision.models:resnet18.
-MODULE may be a file of yours in the current folder.
+MODULE may be your own file in the current folder.
 """
 
 import sys
@@ -33,14 +33,14 @@ add = parser.add_argument
 add('imagenetpath', metavar='DIR', help='photographs: DIR/train/CLASS/*, DIR/val/CLASS/* (or test)')
 add('--student', required=True, metavar='NET', help='net to train')
 add('--teacher', metavar='NET', help='net to learn from (default: none)')
-add('--teacher_weights', metavar='FILE', help='its weights, a state_dict')
-add('--teacher_classes', type=number(int, 1), help='its classes (default: as the images have)')
+add('--teacher_weights', metavar='FILE', help="the teacher's weights, a state_dict")
+add('--teacher_classes', type=number(int, 1), help='number of its classes (default: as the images)')
 add('--layers', nargs='+', metavar='L', help='layers of the student whose maps are to match')
 add('--teacher_layers', nargs='+', metavar='L', help='of the teacher (default: as --layers)')
 add('--list', action='store_true', help='print the layers that have maps, and stop')
 add('--beta', default=1e3, type=number(low=0), help='weight of the transfer (default: 1e+3)')
 add('--image_size', type=number(int, 33, 1024), help="side of images (default: the nets' own)")
-add('--mean', nargs=3, type=number(), help="of RGB in 0 to 1, of both nets (default: each's own)")
+add('--mean', nargs=3, type=number(), help="RGB, 0 to 1, for both nets (default: each net's)")
 add('--std', nargs=3, type=number(above=0), help='as --mean')
 add('--epochs', default=40, type=number(int, 1), help='passes over the images (default: 40)')
 add('--batch_size', default=64, type=number(int, 2), help='images per step (default: 64)')

@@ -1,4 +1,4 @@
-"""How far the attention maps of nets are from those of their teacher: a table, on all test images.
+"""Print how far the attention maps of nets are from their teacher's, over all test images.
 
     python scripts/agreement.py --weights logs/teacher logs/student logs/at
     python scripts/agreement.py --weights logs/teacher logs/at --maps max --save table.md
@@ -43,7 +43,7 @@ add_net_options(add)
 add(
     '--image_size',
     type=number(int, *IMAGE_SIZES),
-    help='crop of photographs in pixels (default: as the run has it, or 224)',
+    help="side of the crops of photographs (default: the run's, or 224)",
 )
 add('--maps', default='sum2', choices=list(MAPS), help=MAPS_HELP)
 add('--save', metavar='FILE', help='file for the table, .md (default: none)')
@@ -76,10 +76,10 @@ def main(argv=None):
     with data.Progress(images.n, 'comparing') as bar:
         distances = measure(images.batches, teacher, students, arguments, bar.update)
     text = (
-        f'Mean over the {images.n:,} test images of {source.name()} of the squared distance of two '
-        f'maps, {written} over the channels, l2-normalised: '
-        f'between those of a net and of its teacher, {teacher.label}. '
-        '0: they are the same; 2: no place is in both.\n\n'
+        'Squared distance between the attention maps of each net and its teacher, '
+        f'{teacher.label}: mean over the {images.n:,} test images of {source.name()}. '
+        f'A map is {written} over the channels, L2-normalised. '
+        '0: equal maps; 2: maps without overlap.\n\n'
         f'{plot.markdown(table(students, distances))}\n'
     )
     print(text, end='')

@@ -1,12 +1,12 @@
-"""Where each group of a net looks: a picture of images beside the attention maps of nets.
+"""Draw where each group of a net looks: images next to the attention maps of nets.
 
-    # test images of the runs' data set; of imagenet.py's runs, val/ photographs as it tests on them
+    # test images of the run's data set; for a run of imagenet.py, photographs in val/
     python scripts/attention.py --weights logs/resnet_16_2_teacher logs/at_16_1_16_2
     python scripts/attention.py --weights logs/at_18_34
-    # images of your own
+    # your own images
     python scripts/attention.py --weights model.hkl --images cat.jpg photographs/
     python scripts/attention.py --weights model.hkl --dataset folder --dataroot DIR --save maps.png
-    # a row a net; a row a mapping function
+    # one row per net; one row per mapping function
     python scripts/attention.py --weights logs/teacher logs/student --layout rows --gradient
     python scripts/attention.py --weights logs/teacher --layout rows --maps all
 
@@ -16,8 +16,8 @@ Gradient attention (--gradient) is the derivative of the cross-entropy with resp
 the largest over the colours. It is taken for the image's class, or for the predicted class if the
 net does not know that.
 
-The class that a net predicts stands below the maps of this net, or below its label: green if it is
-right, red if it is wrong, grey if the image's class is unknown or is not one of the net's.
+The predicted class is below the maps of the net, or below its label: green if it is right, red if
+it is wrong, grey if the image's class is unknown or is not one of the net's.
 
 Images from --images are shrunk until their longer side has --image_size pixels (default: 32 if the
 first net is one of cifar.py, else as its run has it, or 224). Those of a data set are shrunk only
@@ -74,7 +74,7 @@ add(
     '--layout',
     default='columns',
     choices=list(LAYOUTS),
-    help='columns: nets side by side; rows: nets beneath each other (default: columns)',
+    help='columns: nets side by side; rows: one net below the other (default: columns)',
 )
 add('--save', default='attention.png', metavar='FILE', help='picture, .png (default: %(default)s)')
 
@@ -104,7 +104,7 @@ def check_options(opt):
         raise UserError(f'--save {opt.save}: must end in .png')
     check_writable(Path(opt.save).parent)
     if opt.images and (opt.dataset or opt.dataroot):
-        raise UserError('--images and --dataset: give one of them')
+        raise UserError('--images: cannot be combined with --dataset or --dataroot')
 
 
 # ------------------------ images

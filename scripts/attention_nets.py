@@ -31,17 +31,17 @@ def add_net_options(add) -> None:
         nargs='+',
         required=True,
         metavar='W',
-        help='run folders, or weights files whose names tell the net',
+        help='run folders or weights files of nets',
     )
     add('--labels', nargs='+', metavar='NAME', help='a name for each net (default: its file name)')
     add(
         '--dataset',
         choices=DATASETS,
-        help='take its test images (default: the data of the first run, or shapes)',
+        help="data set of the test images (default: the first run's, or shapes)",
     )
     add(
         '--dataroot',
-        help="folder of the data set's files or photographs (default: as the run has it, or .)",
+        help="folder of the data set or of photographs (default: the first run's, or .)",
     )
 
 
@@ -121,7 +121,7 @@ def find_source(opt, net):
         return Source(dataset, opt.dataroot or '.', '--dataroot')
     source = Source(dataset, logged, f'{weights}: its --{name}')
     if source.is_folder():
-        check_logged_folder(weights, kind, logged, 'another set, --dataset')
+        check_logged_folder(weights, kind, logged, 'another data set with --dataset')
     elif not os.path.isdir(logged):
         return Source(dataset, '.', '--dataroot')
     return source
@@ -132,7 +132,7 @@ def side_of(opt, net):
     side = opt.image_size or net.first_record().get('image_size', 224)
     if type(side) is not int or not IMAGE_SIZES[0] <= side <= IMAGE_SIZES[1]:
         raise UserError(
-            f'--weights {opt.weights[0]}: its log has the impossible image_size {side}; '
+            f'--weights {opt.weights[0]}: its log has an invalid image_size, {side!r}: '
             'give --image_size'
         )
     return side

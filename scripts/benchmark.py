@@ -1,5 +1,5 @@
 """Measure the speed of the attention-transfer step, WRN-16-2 to WRN-16-1, data included. Compare it
-with the loop of 2018 and with the bound.
+with the loop published in 2018 and with an upper bound.
 
     python scripts/benchmark.py                          # all variants
     python scripts/benchmark.py --only a,d,e             # some of them
@@ -11,12 +11,12 @@ with the loop of 2018 and with the bound.
     b  ours: cifar.train_epoch, float32, eager
     c  the same with --compile
     d  the same with --compile --dtype bfloat16
-    e  the bound, in float32 and in bfloat16: the convolutions and matrix products of b's step in
-       that dtype, recorded and replayed with nothing between them
+    e  the bound, in float32 and in bfloat16: only the convolutions and matrix products of b's step,
+       recorded and replayed
     f  the same, but each output stays in memory until the backward pass, as training needs it
 
-Each variant runs in a process of its own. They take turns: if the machine slows down, it slows all
-of them. Images are random; none is read from disk. Run it with nothing else on the machine.
+Each variant runs in its own process. They take turns, so a slow moment of the machine affects all
+of them. Images are random; none is read from disk. Run nothing else on the machine.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def variants(text):
     """An argparse type: 'a,e' -> ['a', 'e32', 'e16']."""
     names = text.split(',')
     if not set(names) <= {*VARIANTS, 'e', 'f'}:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a list of {", ".join(VARIANTS)}, e, f')
+        raise argparse.ArgumentTypeError(f'must be a list of a to f, such as a,e, not {text!r}')
     return list(dict.fromkeys(v for name in names for v in VARIANTS if name in (v, v[0])))
 
 
@@ -385,8 +385,8 @@ def main(argv=None):
     opt, _ = parser.parse(argv)
     opt.only = opt.only or list(VARIANTS)
     if not (opt.decode or opt.input) and opt.steps * opt.batch_size > opt.images:
-        turn = f'{opt.steps} steps (--steps) of {opt.batch_size} (--batch_size)'
-        raise UserError(f'--images {opt.images}: a turn takes more, {turn}')
+        needed = f'--steps times --batch_size, {opt.steps * opt.batch_size}'
+        raise UserError(f'--images {opt.images}: must be at least {needed}')
     if opt.json:
         check_writable(Path(opt.json).absolute().parent, '--json')
     device, _ = devices.choose_device(cifar_options(opt, 'float'))

@@ -1,20 +1,23 @@
 # shellcheck shell=bash
-# Sourced by the scripts that reproduce tables and figures. Each holds a list of runs (see table_list.py), which run_list.py trains.
-# Stop or kill a script at any time and start it again: finished runs are skipped, unfinished ones continue. Environment:
+# You can stop or kill a script at any time. Start it again to continue: finished runs are skipped. Environment variables:
 #
-#   SEEDS="0 1 2"   seed s learns from the teacher of seed s          EPOCHS=200   length of a run
-#   DATAROOT=~/data folder of the CIFAR files, downloaded if missing; or a folder with train/CLASS/* and test/CLASS/*
-#   LOGS=DIR        folder for the runs                               EXTRA="--dtype bfloat16 --compile"   options added to each run
-#   JOBS=2          runs side by side, each on its own GPU if there are several; their output goes to LOGS/NAME.out
-#                   (on one GPU start nvidia-cuda-mps-control -d before, or they take turns)
-#   ONLY="wrn_* *_from_wrn_16_2*"   only the runs whose names match one of these patterns
-#   DRY_RUN=1       only print the commands                           PYTHON, VENV: see setup.sh
+#   SEEDS="0 1 2"     seeds of the runs; a student learns from the teacher of its own seed
+#   EPOCHS=200        epochs of each run
+#   DATAROOT=~/data   folder of the CIFAR files, downloaded if missing; or a folder with train/CLASS/* and test/CLASS/*
+#   LOGS=DIR          folder for the runs
+#   EXTRA="--dtype bfloat16 --compile"   options added to each run
+#   JOBS=2            number of runs at a time, each on its own GPU if there are several; output goes to LOGS/NAME.out
+#                     (on a single GPU, first start nvidia-cuda-mps-control -d, or the runs take turns)
+#   ONLY="wrn_* *_from_wrn_16_2*"        only the runs whose names match one of these patterns
+#   DRY_RUN=1         only print the commands
+#   PYTHON, VENV      see setup.sh
 #
-# Scripts that share LOGS may run at the same time, also on several machines. A script waits for a net that another one is training.
-# On a cluster one job takes one seed, and the table covers every seed that is finished in LOGS. With Slurm:
+# Scripts with the same LOGS may run at the same time, also on several machines: each waits for a net that another one is training.
+# On a cluster, start one job per seed. The table covers every seed that is finished in LOGS. With Slurm:
 #
 #   bash scripts/setup.sh && sbatch --array=0-4 --gpus=1 --wrap 'SEEDS=$SLURM_ARRAY_TASK_ID bash scripts/table1.sh'
 
+# Sourced by the scripts that reproduce tables and figures. Each has a list of runs (see table_list.py), which run_list.py trains.
 # Options come from the environment. Any argument except --help is an error, and starts no training.
 case ${1:-} in
   '') ;;

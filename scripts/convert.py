@@ -19,8 +19,8 @@ The suffix of OUT gives the format, always in float32:
     .onnx                `images` [batch, 3, H, W], RGB -> `logits` [batch, classes]
 
 --fold gives the layout of the released ResNet-18, ResNet-34 and WRN-50-2. A resnet in .onnx is
-always folded. The way to torchvision's layout and back changes nothing except
-num_batches_tracked, which becomes 0.
+always folded. Converting to torchvision's layout and back changes only num_batches_tracked, which
+becomes 0.
 
 --normalize uses the statistics of the training: CIFAR's for wrn and nin, ImageNet's for the others.
 --image_size defaults to that of a run of imagenet.py, else 32 for wrn and nin, 224 for the others.
@@ -104,7 +104,7 @@ def main(argv=None):
         params = names.to_torchvision(params) if kind == 'resnet' else params
         what += f', {"names of torchvision" if kind == "resnet" else "our names"}'
         if kind == 'resnet' and width != 1 and (depth, width) != (50, 2):
-            what += ' (it has no model of this width)'
+            what += ' (torchvision has no model of this width)'
         if out.suffix == '.pth':
             torch.save(params, file)
         else:
@@ -118,18 +118,16 @@ def main(argv=None):
 
 
 def check_out(out, force, given):
-    """Raises UserError if OUT, or an option beside it, cannot be: before a net is fetched or
-    read."""
+    """Raise UserError if OUT cannot be written, or an option does not fit it: before a net is
+    downloaded or read."""
     if out.suffix not in FORMATS:
         raise UserError(f'OUT {out}: its name must end in {", ".join(FORMATS)}')
     for name in sorted(given & {'normalize', 'image_size'}):
         if out.suffix != '.onnx':
-            raise UserError(
-                f'--{name}: goes into the graph of an OUT that ends in .onnx, not {out}'
-            )
+            raise UserError(f'--{name}: has no effect unless OUT ends in .onnx, not {out}')
     check_file(out, 'OUT')
     if os.path.lexists(out) and not force:
-        raise UserError(f'OUT {out}: exists already; give --force to overwrite it')
+        raise UserError(f'OUT {out}: already exists; give --force to overwrite it')
     if out.suffix == '.onnx':
         try:
             import onnx  # noqa: F401
@@ -170,7 +168,7 @@ def fold(params, source) -> dict:
         why = 'it has no batch norms'
         if kind == 'wrn':
             why = (
-                'its bn0 and bn follow sums, which cannot take them in, '
+                'its bn0 and bn follow sums, not convolutions, so they cannot be folded, '
                 'and no layout has only bn1 folded'
             )
         if kind == 'nin':

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The convergence figure of the paper: test error against epochs of WRN-16-1 alone, with attention transfer (AT) and with full-activation
-# transfer (F-ActT) from WRN-16-2, on CIFAR-10. Ends with a table of means over the figure's stretches of epochs, and a picture for each seed.
+# transfer (F-ActT) from WRN-16-2, on CIFAR-10. Ends with a table of means over the figure's ranges of epochs, and a picture for each seed.
 #
 #   bash scripts/figure_convergence.sh
 #

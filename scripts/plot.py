@@ -9,10 +9,11 @@ Reads logs of cifar.py, of imagenet.py and of the code published in 2018. Error 
 accuracy, in per cent; training error is on augmented images. The right panel zooms in on the end.
 
 --paper_figure compares WRN-16-1 alone (student), with attention transfer (AT) and with the transfer
-of full activations (F-ActT). Horizontal lines are means of the test error over four stretches of
+of full activations (F-ActT). Horizontal lines are means of the test error over four ranges of
 epochs: 50-59, 61-99, 101-139 and 141-160 of 200, or the same shares of another number of epochs.
-The paper's means were read off its curves, about ±0.1. They need a run with the paper's schedule.
---labels say which curve a run is compared with: student, AT or F-ActT. By default, its log does.
+The paper's means were read off its curves, about ±0.1. They are drawn only for runs with the
+paper's schedule. --labels say which curve a run is compared with: student, AT or F-ActT (default:
+as its log says).
 """
 
 import contextlib
@@ -291,7 +292,7 @@ def draw_paper_figure(runs):
     # The first epochs' errors would leave no room for the differences.
     if heights := [v for _, values, _ in lines for v in values if v > 0]:
         axes.set_ylim(0, 1.3 * max(heights))
-    kinds = [('mean over a stretch (grey)', OURS), ("the paper's mean", PAPER)]
+    kinds = [('mean over a range of epochs (grey)', OURS), ("the paper's mean", PAPER)]
     add_legends(axes, runs, COLOURS, kinds if len(lines) > len(runs) else kinds[:1])
     return figure
 

@@ -51,15 +51,15 @@ def is_class_and_file(path: str) -> bool:
 
 
 def check_classes(names, source) -> None:
-    """Raises UserError if files of these names, train/CLASS/FILE and val/CLASS/FILE, would be no
-    set that scan_folder takes."""
+    """Raises UserError if files of these names, train/CLASS/FILE and val/CLASS/FILE, would not be
+    a data set that scan_folder accepts."""
     train, val = (
         {n.split('/')[1] for n in names if n.startswith(split)} for split in ('train/', 'val/')
     )
     if extra := sorted(train ^ val):
         raise UserError(
-            f'{source}: class {extra[0]} has images only '
-            f'{"to train on" if extra[0] in train else "to test on"}; it needs both'
+            f'{source}: class {extra[0]} has only {"training" if extra[0] in train else "test"} '
+            'images; it needs both training and test images'
         )
     if len(train) < 2:
         raise UserError(f'{source}: has {len(train)} classes; at least 2 are needed')
@@ -76,7 +76,7 @@ def unwritten(folder, names, resume: bool) -> list[str]:
             )
     except OSError as e:
         raise UserError(f'OUT_DIR {folder}: {e.strerror}') from e
-    # What is hidden, a killed run left half-written; it is written over.
+    # Hidden files were left half-written by a killed run; they are overwritten.
     found = {
         os.path.relpath(os.path.join(parent, file), folder)
         for parent, _, files in os.walk(folder)

@@ -1,9 +1,9 @@
-"""The birds of CUB-200-2011 as imagenet.py reads photographs: each bounding box cut out, its
-shorter side scaled to 256 pixels.
+"""Prepare the birds of CUB-200-2011 for imagenet.py: cut out each bounding box, and scale its
+shorter side to 256 pixels.
 
     # writes birds/train/CLASS/*.jpg and birds/val/CLASS/*.jpg
     python scripts/prepare_cub.py CUB_200_2011 birds
-    python scripts/prepare_cub.py CUB_200_2011 birds --resume       # go on after an interruption
+    python scripts/prepare_cub.py CUB_200_2011 birds --resume       # continue a stopped run
     python imagenet.py --imagenetpath birds --finetune --student_params resnet-18.hkl --depth 18
 
 CUB_200_2011 is the folder that CUB_200_2011.tgz unpacks to; its lists images.txt, classes.txt,
@@ -122,7 +122,7 @@ def cut(file, box, where):
     top, bottom = (max(0, round(v)) for v in (y, y + height))
     image = image[top:bottom, left:right]
     h, w = image.shape[:2]
-    if SHORTER_SIDE * max(h, w) >= LONGEST_JPEG * min(h, w):  # so too where no pixel is left
+    if SHORTER_SIDE * max(h, w) >= LONGEST_JPEG * min(h, w):  # also if no pixel is left
         raise UserError(
             f'{where}: the box has {w}x{h} pixels in {file}, {W}x{H}, too few to scale; {ADVICE}'
         )

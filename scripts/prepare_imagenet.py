@@ -1,5 +1,5 @@
-"""ImageNet's validation photographs in class folders: the flat folder that ILSVRC2012 unpacks to,
-sorted by a list of labels.
+"""Sort ImageNet's validation photographs into class folders, by a list of labels. ILSVRC2012
+unpacks to one flat folder.
 
     # moves val/NAME.JPEG to val/WNID/NAME.JPEG
     python scripts/prepare_imagenet.py ILSVRC2012/val LOC_val_solution.csv
@@ -33,7 +33,7 @@ parser = Parser(__doc__)
 add = parser.add_argument
 add('flat_dir', metavar='FLAT_DIR', help='the folder that holds the photographs, without classes')
 add('labels', metavar='LABELS', help='Kaggle CSV (ImageId,PredictionString), or lines NAME WNID')
-add('--links', default='', metavar='OUT_DIR', help='write links there instead of moving')
+add('--links', default='', metavar='OUT_DIR', help='write links in OUT_DIR, move nothing')
 
 
 def main(argv=None):
@@ -63,7 +63,7 @@ def read_labels(file) -> dict:
         parts = line.strip().split(',', 1) if comma else line.rsplit(maxsplit=1)
         name, wnid = parts[0].strip(), (parts[-1].split() or [''])[0]
         if len(parts) < 2 or not prepare.is_class_and_file(f'{wnid}/{name}'):
-            raise UserError(f'{where}: {line[:80]!r} has not a name and a class; {ADVICE}')
+            raise UserError(f'{where}: {line[:80]!r} has no name and class; {ADVICE}')
         if labels.setdefault(stem(name), wnid) != wnid:
             raise UserError(f'{where}: {name} has another class in an earlier line; {ADVICE}')
     if not labels:
@@ -85,15 +85,21 @@ def plan(flat, out, labels: dict, links: bool) -> list:
         if os.path.isdir(out / wnid):
             present |= {name for name in photographs(out / wnid) if labels.get(name) == wnid}
     if missing := [name for name in labels if name not in present]:
-        raise UserError(f'{flat}: lacks {len(missing)} of {len(labels)} listed: {listing(missing)}')
+        raise UserError(
+            f'{flat}: {len(missing)} of the {len(labels)} photographs in LABELS are missing: '
+            f'{listing(missing)}'
+        )
     if unknown := [file for name, file in found.items() if name not in labels]:
-        raise UserError(f'{flat}: {len(unknown)} of {len(found)} not in LABELS: {listing(unknown)}')
+        raise UserError(
+            f'{flat}: {len(unknown)} of {len(found)} photographs are not in LABELS: '
+            f'{listing(unknown)}'
+        )
     jobs = []
     for name, file in found.items():
         source, target = flat / file, out / labels[name] / file
         there = os.path.lexists(target)
         if there and not is_done(source, target, links):
-            raise UserError(f'{target}: exists already, and is not {source}; remove one of them')
+            raise UserError(f'{target}: already exists, and is not {source}; remove one of them')
         if not (there and links):  # an interrupted move still has its old name
             jobs.append((source, target))
     return jobs

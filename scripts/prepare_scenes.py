@@ -1,9 +1,9 @@
-"""The rooms of MIT indoor-67 as imagenet.py reads photographs: the published lists of train and
-test as two folders.
+"""Prepare the rooms of MIT indoor-67 for imagenet.py: copy the photographs of the published lists
+into the folders train and val.
 
     # writes rooms/train/CLASS/*.jpg and rooms/val/CLASS/*.jpg
     python scripts/prepare_scenes.py indoorCVPR_09 rooms
-    # without the photographs that cannot be decoded; go on after an interruption
+    # leave out photographs that cannot be decoded; continue a stopped run
     python scripts/prepare_scenes.py indoorCVPR_09 rooms --skip_broken
     python scripts/prepare_scenes.py indoorCVPR_09 rooms --resume
     python imagenet.py --imagenetpath rooms --finetune --student_params resnet-18.hkl --depth 18
@@ -60,7 +60,7 @@ def main(argv=None):
             'replace them, or give --skip_broken'
         )
     kept = [name for name in photographs if name not in broken]
-    prepare.check_classes(kept, f'{opt.scenes_dir}, without what is broken')
+    prepare.check_classes(kept, f'{opt.scenes_dir}, without the broken photographs')
 
     def write(name):
         prepare.write_photograph(out / name, data.read_image(photographs[name]))

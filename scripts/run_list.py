@@ -41,8 +41,7 @@ def main(argv):
 
 
 def print_commands(plan):
-    measured = 'the next --epochs is measured when the runs above are done'
-    comment = f'# {measured}; here stands what a ratio of 1.5 gives'
+    comment = '# the next --epochs is measured after the runs above; shown here for a ratio of 1.5'
     for run in plan.runs:
         if '$equal_time' in run.words and comment:
             print(comment)
@@ -174,8 +173,8 @@ class Runner:
         return False
 
     def is_done(self, run):
-        """Whether this very command has ended well. Saves the start of the training script, which
-        compares every option."""
+        """Whether exactly this command has succeeded. Then the training script, which compares
+        every option, need not be started."""
         folder = self.logs / run.name
         log, weights, done = (folder / name for name in ('log.txt', 'model.hkl', 'command.txt'))
         if run.is_test():

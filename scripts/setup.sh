@@ -48,7 +48,7 @@ make_venv() {
 install_requirements() {
   echo 'installing requirements.txt into .venv'
   .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt \
-    || complain 'the installation failed (see above); the same command tries it again'
+    || complain 'the installation failed (see above); run the same command to try again'
   # opencv-python wants libGL, which servers lack. Both packages hold the same cv2.
   if ! .venv/bin/python -c 'import cv2' 2> /dev/null; then
     echo 'opencv-python cannot be imported here (no libGL?): installing opencv-python-headless instead'

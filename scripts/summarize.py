@@ -1,5 +1,5 @@
-"""The tables of the paper, and of the controls, from the logs of the runs: the paper's numbers
-beside ours.
+"""Print a table of the paper, or of the controls, from the logs of its runs: the paper's numbers
+next to ours.
 
     python scripts/summarize.py table1 logs/epochs200 --save table1.md
     # held-out error against --beta
@@ -7,8 +7,8 @@ beside ours.
 
 The rows are the runs in the list of the table's script, such as scripts/table1.sh. Ours is the
 error of the last epoch: median and range over the seeds. The gain over the student alone is taken
-seed by seed: its mean, and the 95 % interval of Student's t. Runs of one row that were trained
-otherwise than most are left out by name, and runs that are not finished are listed.
+seed by seed: its mean, and the 95 % interval of Student's t. Runs that were trained differently
+from most runs of their row are left out and listed, and so are unfinished runs.
 """
 
 import itertools
@@ -52,7 +52,7 @@ PUBLISHED = {
     'table2': "The paper's numbers are medians of 5 seeds.",
     'convergence': "The paper's numbers are read off the curves, about ±0.1; "
     "those of the last epoch are Table 1's. Runs of another schedule than the paper's 200 epochs "
-    'have no means over its stretches of epochs.',
+    'have no means over its ranges of epochs.',
     'cifar100': "The published numbers are RepDistiller's, means of 5 runs. "
     'Its border, normalisation, initial batch norms and momentum at drops differ from ours.',
 }
@@ -93,7 +93,7 @@ betas_help = 'beta: its values in the table (default: those that its runs have)'
 add('--betas', nargs='+', type=number(above=0), metavar='B', help=betas_help)
 save_help = 'also write the table, .md; or, with beta, a picture, .svg or .png'
 add('--save', nargs='+', metavar='FILE', help=save_help)
-equal_help = 'controls: only print how long the student alone trains in the time of EPOCHS of AT'
+equal_help = 'controls: only print how many epochs of the student take as long as EPOCHS of AT'
 add('--equal_time', type=number(int, 0), metavar='EPOCHS', help=equal_help)
 
 
@@ -110,7 +110,7 @@ def main(argv=None):
         check_writable(file.parent)
     for option, table in ('equal_time', 'controls'), ('betas', 'beta'):
         if getattr(opt, option) is not None and opt.table != table:
-            raise UserError(f'--{option}: goes with {table}')
+            raise UserError(f'--{option}: has no effect with {opt.table}, only with {table}')
     if opt.equal_time is not None:
         print(equal_time(logs, opt.equal_time))
         return
@@ -130,8 +130,8 @@ def main(argv=None):
 
 
 def sections_of(name: str) -> list:
-    """The Sections of a table. A list with top-1 and top-5 errors gives two of each of its own, and
-    the list of the figure one for each stretch of epochs."""
+    """The Sections of a table. A list with top-1 and top-5 errors gives two Sections for each of
+    its own, and the list of the figure one for each range of epochs."""
     found = []
     for title, lines in LISTS[name].sections:
         papers = [line.paper or [None] for line in lines]
@@ -271,21 +271,21 @@ class Table:
             '' if time is None else f'{time:.1f}' if time >= 1 else f'{time:.2g}',
         ]
 
-    # ------------------------ what stands beneath it
+    # ------------------------ notes below it
 
     def notes(self) -> list:
         mean = 'the mean over the epochs of each section'
         of = mean if self.name == 'convergence' else 'the last epoch'
         middle = 'mean' if self.name == 'cifar100' else 'median'
         caption = (
-            f'{self.logs}: {of}, {middle} over n seeds. Gain: mean over the seeds of the points '
-            'won over the student alone of the same seed, the first row, ± the 95 % interval. '
+            f'{self.logs}: {of}, {middle} over n seeds. Gain: points better than the student alone '
+            '(first row) with the same seed, mean over the seeds ± the 95 % interval. '
         )
         lists = {
             'Trained with:': self.schedules(),
             'By method:': self.methods(),
-            'No gain over a student that was trained otherwise:': self.without_gain(),
-            'Left out above, as most runs of the row were trained otherwise:': self.left_out(),
+            'No gain, because the student alone was trained differently:': self.without_gain(),
+            'Left out above, because most runs of the row differ:': self.left_out(),
             'Not finished, and left out above:': self.unfinished(),
         }
         found = [(caption + PUBLISHED.get(self.name, '')).strip()]
@@ -329,7 +329,7 @@ class Table:
         for section in self.sections:
             for row in section.rows[1:]:
                 for seed, names in self.strangers(row, section):
-                    lines[f'{row.stem}_seed{seed}: of another {" and ".join(names)}'] = None
+                    lines[f'{row.stem}_seed{seed}: differs in {" and ".join(names)}'] = None
         return list(lines)
 
     def left_out(self) -> list:

@@ -14,7 +14,7 @@ SEEDS=${SEEDS-0 1 2 3 4}
 EPOCHS=${EPOCHS:-50}
 LOGS=${LOGS:-logs/imagenet}
 export CUB SCENES STUDENT_PARAMS=${STUDENT_PARAMS:-resnet-18.hkl} TEACHER_PARAMS=${TEACHER_PARAMS:-resnet-34.hkl}
-[ -n "${CUB:-}${SCENES:-}" ] || complain 'CUB and SCENES: give at least one of them, a folder that scripts/prepare_cub.py or scripts/prepare_scenes.py has made'
+[ -n "${CUB:-}${SCENES:-}" ] || complain 'CUB and SCENES are not set: set at least one, to a folder written by scripts/prepare_cub.py or scripts/prepare_scenes.py'
 check_file STUDENT_PARAMS 'python scripts/convert.py resnet18 resnet-18.hkl'
 check_file TEACHER_PARAMS 'python scripts/convert.py resnet34 resnet-34.hkl'
 

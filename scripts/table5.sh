@@ -14,7 +14,7 @@ SEEDS=${SEEDS-0}
 EPOCHS=${EPOCHS:-100}
 LOGS=${LOGS:-logs/imagenet}
 export IMAGENET TEACHER_PARAMS=${TEACHER_PARAMS:-resnet-34.hkl}
-[ -n "${IMAGENET:-}" ] || complain 'IMAGENET: give the folder that holds train/CLASS/* and val/CLASS/*'
+[ -n "${IMAGENET:-}" ] || complain 'IMAGENET is not set: set it to the folder that holds train/CLASS/* and val/CLASS/*: IMAGENET=DIR bash scripts/table5.sh'
 check_file TEACHER_PARAMS 'python scripts/convert.py resnet34 resnet-34.hkl'
 
 # The paper, which does not state beta:   --teacher_params resnet-34-export.hkl --at_groups 2,3 --at_start 60 --beta 1e+3

@@ -1,6 +1,6 @@
 """Read the list of a table script, and make its commands.
 
-A list stands between <<'RUNS' and RUNS. It has a line for each run, with $s for the seed:
+A list is between <<'RUNS' and RUNS. It has a line for each run, with $s for the seed:
 
     NAME | ROW | PAPER | COMMAND
 
@@ -92,7 +92,7 @@ def read_list(text: str) -> List:
 
 
 def read_script(path) -> List:
-    """The list that stands in a script; an empty one if it has none."""
+    """The list in a script; an empty one if it has none."""
     _, _, rest = Path(path).read_text().partition("<<'RUNS'\n")
     return read_list(rest.partition('\nRUNS\n')[0])
 
@@ -141,7 +141,7 @@ class Run(NamedTuple):
         return values[-1] if values else ''
 
     def command(self):
-        """As it stands in command.txt."""
+        """The line of command.txt."""
         return shlex.join(self.words)
 
     def is_test(self):
@@ -162,14 +162,14 @@ class Plan:
         self.runs = list(itertools.chain(*self.stages))
         if not self.runs:
             raise UserError(
-                f'ONLY={env["ONLY"]}: no run here has such a name; '
-                'DRY_RUN=1 without ONLY shows their names, after --save'
+                f'ONLY={env["ONLY"]}: matches no run; '
+                'DRY_RUN=1 without ONLY prints all commands, with the names after --save'
             )
         self.check_teachers()
         if env['JOBS'] != '1' and any(self.launcher(run) for run in self.runs):
             raise UserError(
-                f'NPROC={env["NPROC"]} with JOBS={env["JOBS"]}: give one of them, '
-                'runs that share the GPUs or runs side by side'
+                f'NPROC={env["NPROC"]} with JOBS={env["JOBS"]}: set only one of them. '
+                'NPROC splits a run over several GPUs, JOBS trains several runs at a time'
             )
 
     def expand(self, lines):
@@ -254,12 +254,12 @@ class Plan:
             old = re.findall(r'"epochs": (\d+)', log.read_text(errors='replace'))
             if old and old[-1] != epochs:
                 raise UserError(
-                    f'LOGS={self.logs}: holds {run.name} of {old[-1]} epochs, not {epochs}; '
-                    'name another folder'
+                    f'LOGS={self.logs}: holds {run.name} of {old[-1]} epochs, not {epochs}: '
+                    'choose another folder'
                 )
 
     def launcher(self, run):
-        """What stands between interpreter and command: torchrun for several processes in a run."""
+        """The words between interpreter and command: torchrun for several processes in a run."""
         n = self.env['NPROC']
         if n == '1' or run.words[0] != 'imagenet.py':
             return []

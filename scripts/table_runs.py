@@ -52,7 +52,7 @@ class Run(NamedTuple):
     damaged: bool = False  # whether its log holds something else
 
     def is_finished(self):
-        """Whether its last epoch is done; so it is of a net that was only tested."""
+        """Whether its last epoch is done; True for a net that was only tested."""
         last = self.records[-1] if self.records else {}
         return 'evaluate' in last or bool(last) and last['epoch'] >= last['epochs']
 

@@ -112,7 +112,7 @@ def compiler_works(device) -> bool:
         torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(4096, device=device))
     except torch._dynamo.exc.TorchDynamoException as e:
         reason = ' '.join(str(e).split())[:200]
-        warning = f'warning: --compile: no working compiler found, continuing without ({reason})'
+        warning = f'warning: no working compiler found; continuing without --compile ({reason})'
         print(warning, file=sys.stderr)
         return False
     return True

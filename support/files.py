@@ -108,8 +108,8 @@ def lock_folder(folder) -> int:
 
     Raises BlockingIOError if another process has the lock. Warns once if the disk has no locks.
     """
-    # Not the package filelock: it locks a file of its own, which stays behind, cannot be made on a
-    # read-only disk, and is not installed when a table script starts.
+    # Not the package filelock: its lock file stays, cannot be created on a read-only disk, and the
+    # package is not installed when a table script starts.
     lock = os.open(os.devnull if os.name == 'nt' else folder, os.O_RDONLY)
     try:
         if not fcntl:
@@ -148,7 +148,7 @@ def check_new_file(path, option: str = '--save') -> None:
     """Raise UserError if `path` exists, or no file can be written there. Creates nothing."""
     check_file(path, option)
     if os.path.lexists(path):
-        raise UserError(f'{option} {path}: exists already; give another name')
+        raise UserError(f'{option} {path}: already exists; give another name')
 
 
 def check_file(path, option: str = '--save') -> None:

@@ -67,7 +67,7 @@ def _check_heaps(path) -> None:
 def _check(name, node) -> bool:
     """Whether the dataset is compressed. Raises UserError if it does not hold what it claims."""
     if not isinstance(node, h5py.Dataset) or node.shape is None or node.dtype.kind not in 'fiu':
-        _refuse(name, 'no dataset of numbers')
+        _refuse(name, 'a group or text')
     if node.is_virtual or node.external:
         _refuse(name, 'stored in another file')
     if node.chunks:

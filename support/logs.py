@@ -53,8 +53,8 @@ def check_logged_folder(source: str, what: str, folder, others: str) -> None:
     """
     if not os.path.isdir(folder):
         raise UserError(
-            f'{source}: its {what}, {folder}, are missing; '
-            f'give their folder, --dataroot, or {others}'
+            f'{source}: its {what}, {folder}, are missing: '
+            f'give their folder with --dataroot, or {others}'
         )
 
 

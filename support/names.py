@@ -55,7 +55,7 @@ class Place(NamedTuple):
         return re.search(AVERAGE, self.label()) is not None
 
     def is_published_student(self) -> bool:
-        """Whether the published code calls a student so, which it stores beside its teacher."""
+        """Whether the published code gives this name to a student in a file with its teacher."""
         return self.keys in ((), ('params',)) and self.prefix == 'student.' and not self.wrappers
 
 
@@ -185,16 +185,16 @@ def _stem(prefix: str) -> str:
 
 
 def _tensors(place: Place, places: list) -> dict:
-    """{name: Stored} of the net. Raises UserError if something else is in or beside it, but for
+    """{name: Stored} of the net. Raises UserError if something else is in or beside it, except
     the other places, which find has left out."""
     if not _has_tensors(place.table) and any(map(_entries, place.table.values())):
         raise UserError(
-            f'holds no net where programs store one; it has {listing(list(place.table), 8)}: '
-            'choose a dict of tensors by FILE:KEY, or save the state_dict of the net'
+            f'has no net under the usual keys; its keys: {listing(list(place.table), 8)}. '
+            'Choose a dict of tensors with FILE:KEY, or save the state_dict of the net'
         )
     for name in place.table:
         if not isinstance(name, str):
-            raise UserError(f'{name!r} is the name of an entry, not text')
+            raise UserError(f'an entry has the name {name!r}, which is not text')
     prefix = place.prefix
     others = {_stem(p.prefix) for p in places if p.table is place.table and p.prefix != prefix}
     if place.is_published_student():
@@ -213,8 +213,8 @@ def _tensors(place: Place, places: list) -> dict:
             outside = [k for k in outside if not k.endswith(('head.fc.weight', 'head.fc.bias'))]
     if outside:
         raise UserError(
-            f'has {len(outside)} entries beside the net {place.label()!r} that are not understood '
-            f'({listing(outside)}): to take the net alone, give FILE:{place.label()}'
+            f'has {len(outside)} unknown entries besides the net {place.label()!r} '
+            f'({listing(outside)}): to load only the net, give FILE:{place.label()}'
         )
     if not inside:
         raise UserError('holds no dict of tensors; save the state_dict of the net')

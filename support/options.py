@@ -114,8 +114,8 @@ def group_list(n: int):
         groups = inside.replace(' ', '').split(',')
         if not set(groups) <= set(map(str, range(n))) or len(set(groups)) != len(groups):
             raise argparse.ArgumentTypeError(
-                f'{text[:40]!r} is not a list of different groups of 0 to {n - 1}, '
-                f'such as {n - 2},{n - 1}'
+                f'must be a list of different groups from 0 to {n - 1}, '
+                f'such as {n - 2},{n - 1}, not {text[:40]!r}'
             )
         return sorted(int(g) for g in groups)
 
@@ -155,8 +155,8 @@ def add_loss_options(add, paper_alpha: str) -> None:
     add(
         '--beta',
         type=number(low=0),
-        help='weight of the transfer, depends on the image size, see above (default: 1e+3 with '
-        'only a teacher)',
+        help='weight of the transfer, see above '
+        '(default: 1e+3 with a teacher and no --alpha, else 0)',
     )
 
 
@@ -269,12 +269,12 @@ def add_training_options(parser, batch_size, lr, weight_decay, published, lr_dec
         '--compile',
         action=argparse.BooleanOptionalAction,
         default=False,
-        help='torch.compile the step: faster, after a start of a minute or two; one device only',
+        help='torch.compile the step: faster after the first one or two minutes; one device only',
     )
     add(
         '--deterministic',
         action='store_true',
-        help='same bits in every run on one GPU, but slower; a CPU does that anyway',
+        help='bit-identical runs on one GPU, but slower; runs on a CPU always are',
     )
 
 
@@ -352,13 +352,13 @@ def continue_options(opt, given: set, old: dict, parser) -> argparse.Namespace:
         if name in given and getattr(opt, name) != value and not may_differ:
             raise UserError(
                 f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, '
-                f'which has {_plain(value)}'
+                f'which has {_plain(value)}: leave it out, or start a new run in another --save'
             )
     changed = 'epochs' in given and old['epochs'] not in (0, opt.epochs)
     if changed and old.get('beta_decay', 'none') != 'none':
         raise UserError(
             f'--epochs {opt.epochs}: beta decays over the {old["epochs"]} epochs of this run, '
-            'which cannot change'
+            'which cannot change: leave --epochs out, or start a new run in another --save'
         )
     if changed and 'epoch_step' not in given:
         print(
@@ -382,7 +382,8 @@ def logged_options(opt, given: set, source: str, record: dict, parser, names: se
     for name, value in logged.items():
         if not parser.takes(name, value):
             raise UserError(
-                f'--evaluate {source}: its log has {name} {str(value)[:60]!r}; give --{name}'
+                f'--evaluate {source}: its log has an invalid {name}, {str(value)[:60]!r}: '
+                f'give --{name}'
             )
     for name in 'dataroot', 'imagenetpath':
         if name in logged and not os.path.isdir(logged[name]):

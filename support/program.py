@@ -129,10 +129,10 @@ def open_streams() -> None:
 
 
 class Output:
-    """A text stream whose writes never fail, so that the program goes on without its reader.
+    """A text stream whose writes never fail: the program continues if its reader is gone.
 
-    What the encoding lacks becomes an escape, and control characters too if `escape` is set, but
-    for tabs and line breaks. After an error the stream writes to the null device; `fault` is that
+    Characters that the encoding lacks become escapes; with `escape`, so do control characters
+    except tabs and newlines. After an error the stream writes to the null device; `fault` is that
     OSError.
     """
 
@@ -219,7 +219,7 @@ def _end_of(main, argv) -> int:
         if not is_out_of_memory(e):
             raise
         ignore_signals()
-        needs_less = 'a smaller batch, net or image needs less'
+        needs_less = 'use a smaller batch, net or image'
         print(f'{_name()}: error: not enough memory; {needs_less}', file=sys.stderr)
         return 1
     except Stopped as e:

@@ -19,7 +19,7 @@ def join(argv) -> None:
     """Join the process group of torchrun, if any: gloo for CPU tensors, nccl for those on GPUs.
 
     argv: the words of the command; --help needs no group. Raises UserError if the variables that
-    torchrun sets are incomplete; the first rank tells it.
+    torchrun sets are incomplete; the first rank prints it.
     """
     if program.wants_help(sys.argv[1:] if argv is None else argv):
         if program.is_later_rank() and 'TORCHELASTIC_RUN_ID' in os.environ:
@@ -83,7 +83,7 @@ def together(main):
 
 def is_first_end(e: BaseException) -> bool:
     """Note in the store of the group that this rank ends, and why. False if it does so because of
-    another, or after another with a mistake to tell."""
+    another, or after another with an error to print."""
     status = getattr(e, 'status', 1)
     status = 128 + e.signum if isinstance(e, Stopped) else status
     own = f'{rank()} {status}'
@@ -146,10 +146,10 @@ def own_device(device: torch.device, device_ids: list) -> tuple[torch.device, li
         return device, device_ids
     local, count = os.environ.get('LOCAL_RANK', ''), torch.cuda.device_count()
     if not local.isdecimal() and count > 1:
-        raise UserError(f'LOCAL_RANK={local}: which of {count} GPUs? torchrun sets it')
+        raise UserError(f'LOCAL_RANK={local}: not the number of a GPU; start it with torchrun')
     device = torch.device('cuda', int(local or 0))
     if device.index >= torch.cuda.device_count():
-        raise UserError(f'torchrun: more processes here than GPUs, {torch.cuda.device_count()}')
+        raise UserError(f'torchrun: only {count} GPUs here; lower --nproc_per_node')
     torch.cuda.set_device(device)
     return device, [device]
 

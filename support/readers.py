@@ -136,7 +136,7 @@ def reading(path):
         raise UserError(f'{path}: damaged, or needs more memory than there is') from e
     except Exception as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:150]
-        raise UserError(f'{path}: damaged or cut off ({reason})') from e
+        raise UserError(f'{path}: damaged or truncated ({reason})') from e
 
 
 def _open(path):
@@ -167,7 +167,7 @@ def _what_else(path, head: bytes) -> str:
         return 'holds only zeros at its start; copy or download it again'
     if text.startswith(b'{'):
         return 'is JSON text, not weights'
-    return 'not a weights file that is known here (torch.save, safetensors, hickle), or damaged'
+    return 'not a weights file of a supported format (torch.save, safetensors, hickle), or damaged'
 
 
 # ------------------------ torch.save
@@ -324,7 +324,7 @@ def _zip(file):
     try:
         archive = zipfile.ZipFile(_Limited(file))
     except zipfile.BadZipFile as e:
-        raise UserError('is cut off: an archive without its end; copy it again') from e
+        raise UserError('is truncated: the end of the archive is missing; copy it again') from e
     with archive:
         members = archive.infolist()
         if len(members) > MOST_MEMBERS:

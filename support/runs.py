@@ -168,7 +168,7 @@ class Run:
             try:
                 yield
             except Stopped as e:
-                alone = ' alone, without a path,' if isinstance(opt.resume, str) else ''
+                alone = ' (without a path)' if isinstance(opt.resume, str) else ''
                 alone = '' if self.here else alone
                 e.hint = f'the same command with --resume{alone} continues {self.progress}'
                 raise
@@ -204,7 +204,8 @@ class Run:
             ranks.end_all(
                 UserError(
                     f'--save {self.opt.save}: was moved or replaced during training. '
-                    f'Nothing was written there. In the moved folder, the run is {self.progress}'
+                    'Nothing was written there. '
+                    f'The moved folder holds the checkpoint {self.progress}'
                 )
             )
 
@@ -237,7 +238,7 @@ class Run:
     def passes_teacher(self, acc) -> str:
         """What to say once, when the test accuracy first passes the teacher's; '' otherwise.
 
-        Call it before the checkpoint is written, which keeps that it was said.
+        Call it before the checkpoint is written, which records that it was printed.
         """
         acc = acc[0] if isinstance(acc, list) else acc
         teacher = self.facts['teacher_test_acc']
@@ -336,8 +337,8 @@ def open_folder(folder, checkpoint: dict | None, here: bool = True):
         before, after = ((c['epoch'], c['step']) if c else None for c in (expected, now))
         if before != after:
             raise UserError(
-                f'--save {folder}: another process has trained in it since; '
-                '--resume continues its run'
+                f'--save {folder}: another process has trained in it since: '
+                'add --resume to continue its run'
             )
         for half in Path(folder).glob('.*.part'):
             with contextlib.suppress(OSError):  # a finished run may lie on a read-only disk

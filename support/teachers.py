@@ -42,8 +42,8 @@ def load_teacher(run: runs.Run, option: str, load: Callable) -> Net | None:
             run.options[option] = place
             return net
     raise UserError(
-        f'--resume: no teacher here has the weights that this run began with; tried '
-        f'{listing(places)}. Give its path now, --{option}'
+        f'--resume: cannot find the teacher of this run (same weights); tried {listing(places)}. '
+        f'Give its path with --{option}'
     )
 
 
@@ -127,7 +127,7 @@ def warn_of_accuracy(source: str, net: Net, acc: float, images: int, expected=No
     else:
         return
     ask = (
-        'check that these are its weights, and that it expects RGB images, this normalisation '
+        'check the weights file, and that the net expects RGB images, this normalisation '
         'and this order of classes'
     )
     if net.records and not known:

@@ -52,7 +52,7 @@ def load_net(source) -> Net:
     if folder:
         if not os.path.exists(folder / 'log.txt'):
             raise UserError(
-                f'{folder}: is no run folder, or its first epoch has not ended: no log.txt'
+                f'{folder}: has no log.txt: not a run folder, or its first epoch is not finished'
             )
         records = read_log(folder / 'log.txt')
     if os.path.isdir(source):
@@ -64,7 +64,7 @@ def load_net(source) -> Net:
     if records:
         logged, shape = [records[0].get(k) for k in ('depth', 'width')], resnet.net_shape(params)
         if not all(type(v) in (int, float) and abs(v) < 1e6 for v in logged):
-            raise UserError(f'{folder / "log.txt"}: its first line does not tell depth and width')
+            raise UserError(f'{folder / "log.txt"}: its first line has no valid depth and width')
         if not resnet.same_shape(params, *logged):
             raise UserError(
                 f'{file}: has depth {shape[0]} and width {shape[1]:g}, '
@@ -85,7 +85,7 @@ def image_size(source: str, net: Net) -> int:
     default = 32 if resnet.layout(net.params) in resnet.SMALL else 224
     size = net.records[0].get('image_size', default) if net.records else default
     if type(size) is not int or not 8 <= size <= 4096:
-        raise UserError(f'{source}: its log has image_size {size!r}; give --image_size')
+        raise UserError(f'{source}: its log has an invalid image_size, {size!r}: give --image_size')
     return size
 
 

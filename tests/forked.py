@@ -1,4 +1,4 @@
-"""Calls a function in a forked child with a limit on time and memory, and tells how it ended.
+"""Calls a function in a forked child with a limit on time and memory, and returns how it ended.
 
 The child has what this process has imported, so a call takes milliseconds.
 """

@@ -144,7 +144,7 @@ def read(path) -> str:
             if str(path) not in str(e) or '\n' in str(e) or len(str(e)) > 3000:
                 raise AssertionError(f'a strange message: {str(e)[:3000]}') from e
             if 'more memory' in str(e):
-                raise AssertionError('it is refused only where memory ends') from e
+                raise AssertionError('refused only when memory runs out') from e
             ends.append('refused')
     return ' '.join(ends)
 

@@ -41,8 +41,8 @@ def environment(**given):
 
 
 def start(script, **given):
-    """The script, begun, with what it prints in a pipe; of the caller's environment only what does
-    not concern it."""
+    """Start the script, with pipes for its output and without variables of the caller that would
+    change it."""
     words = ['bash', str(ROOT / 'scripts' / f'{script}.sh')]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     return subprocess.Popen(words, env=environment(**given), **pipes)

@@ -330,7 +330,7 @@ def test_nets_of_timm(home, capsys):
         ('--teacher nets:large --teacher_weights nets.py --layers b', '--teacher_weights nets.py'),
         (f'{TAUGHT} --teacher_classes 4 --layers b', 'does not fit the net'),
         ('--save set', '--save set: is a folder'),
-        ('--save large.pth', '--save large.pth: exists already'),
+        ('--save large.pth', '--save large.pth: already exists'),
         ('--save nets.py/student.pth', 'nets.py is not a folder'),
         ('--epochs 0', '--epochs'),
         ('--std .2 0 .2', '--std'),
@@ -460,7 +460,7 @@ def test_an_onnx_file_gives_what_its_run_folder_gives(photos, capsys):
     assert 'class 0' in classified(capsys, 'big.onnx', photos[0])[photos[0]]
     assert 'convert it with --normalize' in refused(classify.main, ['plain.onnx', *photos], capsys)
     error = refused(classify.main, ['net.onnx', *photos, '--image_size', 64], capsys)
-    assert '--image_size 64: net.onnx takes 40 alone' in error
+    assert '--image_size 64: net.onnx takes only 40' in error
 
 
 def test_a_net_of_cifar_sees_the_whole_image_at_its_size(tmp_path, photos, capsys):

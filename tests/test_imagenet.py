@@ -313,7 +313,7 @@ def test_a_teacher_that_has_seen_what_validate_holds_out_is_warned_of(home, run,
         trained = f'teacher logs/{teacher} was trained on images that --validate 9 holds out'
         assert (trained in error) == warned, error
     assert run('--validate 1') == 2
-    assert '--validate 1: must leave images of each of 3 classes' in capsys.readouterr().err
+    assert '--validate 1: each of the 3 classes needs a held-out image' in capsys.readouterr().err
 
 
 def test_evaluate_recognises_every_layout(home, run, capsys):
@@ -523,7 +523,7 @@ def test_a_mistake_is_told_by_one_process(home):
     file = min((home / 'cut/train').rglob('*.jpg'))
     file.write_bytes(file.read_bytes()[:200])
     for options, named in (
-        ('--teacher_params small.hkl --beta 1', 'has no four groups'),
+        ('--teacher_params small.hkl --beta 1', 'three groups: use it with cifar.py'),
         ('--bogus', '--bogus'),
         ('--device mps', '--device mps'),
         ('--imagenetpath cut --check_images', '1 images are broken'),
@@ -554,7 +554,7 @@ def test_a_mistake_is_told_by_one_process(home):
         (['--beta', '1e3'], '--teacher_params'),
         (['--finetune'], '--student_params'),
         (['--teacher_params', 'nobody.hkl'], 'nobody.hkl'),
-        (['--teacher_params', 'cifar.hkl'], 'four groups'),
+        (['--teacher_params', 'cifar.hkl'], 'three groups'),
         (['--teacher_params', 'nine_classes.hkl', '--alpha', '0.5'], '--alpha'),
         (['--student_params', 'teacher.hkl', '--depth', '34', '--width', '1'], 'not 34 and 1'),
         (['--resume', 'logs/nowhere'], 'logs/nowhere'),

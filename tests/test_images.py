@@ -188,7 +188,7 @@ def test_a_file_of_many_gigabytes_is_not_read(tmp_path):
         data.decode(tmp_path / 'a.jpg')
 
 
-# ------------------------ what is no file
+# ------------------------ not regular files
 
 
 def test_pipes_sockets_devices_and_folders_are_broken_images_at_once(tmp_path, monkeypatch):

@@ -372,7 +372,7 @@ def test_the_published_codes_student_is_taken_from_beside_its_teacher(net, other
     assert capsys.readouterr().err == line
     assert_loads(f'{file}:params.teacher', other)
     torch.save({'params': both | a_vector()}, file)
-    assert '1 entries beside' in refusal(file) and 'mask' in refusal(file)
+    assert '1 unknown entries besides' in refusal(file) and 'mask' in refusal(file)
 
 
 def test_a_key_of_a_runs_weights_does_not_get_the_runs_log(net, tmp_path):
@@ -490,7 +490,7 @@ def test_a_file_without_a_net_in_its_usual_places_lists_its_keys(file):
     torch.save({'a': {'b': {'w': torch.ones(2)}}, 'c': {'w': torch.ones(2)}, 'epoch': 3}, file)
     weights.load_params(f'{file}:a.b')
     torch.save({'a': {'b': 3}, 'c': {'d': [torch.ones(2)]}}, file)
-    assert 'it has a, c: choose a dict of tensors by FILE:KEY' in refusal(file)
+    assert 'its keys: a, c. Choose a dict of tensors with FILE:KEY' in refusal(file)
 
 
 def resnet_of_cifar(blocks):

@@ -276,7 +276,7 @@ def test_validate_holds_out_the_same_images_whatever_the_seed(tmp_path):
 
 @pytest.mark.parametrize('n', [1, 2, 22, 24, 100])
 def test_validate_must_leave_images_of_each_class_on_both_sides(n, tmp_path):
-    with pytest.raises(UserError, match=rf'--validate {n}: must leave images .*\(24 in all\)'):
+    with pytest.raises(UserError, match=rf'--validate {n}: each of .* there are 24 images in all'):
         opened(make_uneven(tmp_path / 'set'), n)
 
 

@@ -264,7 +264,7 @@ def test_cub_is_refused_in_one_line(tmp_path, capsys):
     assert 'line 8: the box has 1x300 pixels' in said(root, out)
     split = (root / 'train_test_split.txt').read_text()
     (root / 'train_test_split.txt').write_text(split.replace(' 0', ' 1'))
-    assert 'only to train on' in said(root, out)
+    assert 'has only training images' in said(root, out)
     (root / 'train_test_split.txt').write_text(split)
     for name in 'images', 'bounding_boxes', 'train_test_split':
         lines = (root / f'{name}.txt').read_text().splitlines(True)
@@ -332,7 +332,7 @@ def test_broken_scenes_are_all_named_or_left_out(tmp_path, capsys):
         file.write_bytes(b'no image')
     (root / 'Images' / 'living room' / 'view 3_l.jpg').write_bytes(b'no image')
     said = refused(capsys, tmp_path, prepare_scenes, root, tmp_path / 'b', '--skip_broken', lines=6)
-    assert 'without what is broken: has 1 classes' in said
+    assert 'without the broken photographs: has 1 classes' in said
 
 
 SCENE_MISTAKES = [
@@ -370,7 +370,7 @@ def test_scenes_are_refused_in_one_line(tmp_path, capsys):
     test = (root / 'TestImages.txt').read_text()
     (root / 'TestImages.txt').write_text('airport_inside/2_a.jpg\n')
     (root / 'Images' / 'airport_inside' / '2_a.jpg').write_bytes(b'broken, but not decoded yet')
-    assert 'class living room has images only to train on' in said(root, out)
+    assert 'class living room has only training images' in said(root, out)
     (root / 'TestImages.txt').write_text(test)
     (root / 'TestImages.txt').rename(root / 'Test.txt')
     assert 'TestImages.txt: cannot be read' in said(root, out)
@@ -538,7 +538,7 @@ def test_links_leave_the_flat_folder_as_it_is(tmp_path, capsys, monkeypatch):
     victim = out / next(iter(in_classes(photographs)))
     victim.unlink(), victim.write_bytes(b'mine')
     said = refused(capsys, tmp_path, prepare_imagenet, flat, labels, '--links', out)
-    assert f'{victim}: exists already' in said and victim.read_bytes() == b'mine'
+    assert f'{victim}: already exists' in said and victim.read_bytes() == b'mine'
 
 
 @pytest.mark.parametrize('call', ['link', 'unlink'])
@@ -610,7 +610,7 @@ def test_what_has_the_new_name_already_is_not_overwritten(kind, tmp_path, capsys
     else:
         target.symlink_to(f'../{name}')  # moving would leave it leading to itself
     said = refused(capsys, tmp_path, prepare_imagenet, flat, labels)
-    assert f'{target}: exists already' in said
+    assert f'{target}: already exists' in said
     assert (flat / name).read_bytes() == raw
 
 
@@ -622,8 +622,10 @@ def test_lists_that_do_not_fit_are_refused_before_anything_is_moved(tmp_path, ca
         labels.write_text(''.join(f'{line}\n' for line in lines))
         return refused(capsys, flat, prepare_imagenet, flat, labels)
 
-    assert '1 of 9 not in LABELS: ILSVRC2012_val_00000009.JPEG' in said(*lines[:-1])
-    assert 'lacks 1 of 10 listed: more' in said(*lines, 'more,n01440764 1 2 3 4')
+    assert '1 of 9 photographs are not in LABELS: ILSVRC2012_val_00000009.JPEG' in said(*lines[:-1])
+    assert '1 of the 10 photographs in LABELS are missing: more' in said(
+        *lines, 'more,n01440764 1 2 3 4'
+    )
     assert 'line 11: ILSVRC2012_val_00000001 has another class' in said(
         *lines, 'ILSVRC2012_val_00000001,n09193705 1 2 3 4'
     )

@@ -1,4 +1,4 @@
-"""support/program.py: how a program ends, whatever has become of its terminal."""
+"""support/program.py: how a program ends, with or without its terminal."""
 
 import os
 import subprocess
@@ -207,6 +207,6 @@ def test_too_little_memory_is_one_line_and_a_bug_keeps_its_traceback(error, caps
         raise error
 
     assert program.call_main(main, []) == 1
-    assert capsys.readouterr().err.endswith('a smaller batch, net or image needs less\n')
+    assert capsys.readouterr().err.endswith('use a smaller batch, net or image\n')
     with pytest.raises(RuntimeError, match='a bug'):
         program.call_main(lambda argv: exec("raise RuntimeError('a bug')"), [])  # noqa: S102

@@ -1,5 +1,4 @@
-"""What a long run prints: progress, the time left, where it continues, what hurts, what to do
-next."""
+"""What a long run prints: progress, time left, where it resumes, warnings, what to do next."""
 
 import argparse
 import io

@@ -228,7 +228,7 @@ def test_a_broken_photograph_of_one_rank_is_told_once(tmp_path):
     script = str(ROOT / 'imagenet.py')
     done, errors = launched('torch.distributed.run', script, *options, cwd=tmp_path)
     assert done.returncode and len(errors) == 1 and '3.jpg' in errors[0], done.stderr
-    # The module of old has the same processes, and adds a word to the command.
+    # The old launcher starts the same processes, and adds an option to the command.
     file.unlink()
     done, errors = launched(
         'torch.distributed.launch', script, *options, '--epochs', '1', cwd=tmp_path

@@ -228,11 +228,11 @@ OTHERS = {
     'not of torch.save': zip_archive,
     'JSON': lambda: json.dumps({'a': [1, 2]}).encode(),
     'only zeros': lambda: bytes(5000),
-    'cut off: an archive without its end': lambda: written(
+    'truncated: the end of the archive': lambda: written(
         lambda file: torch.save({'a': torch.zeros(999)}, file)
     )[:-500],
     'not a weights file': lambda: bytes(range(1, 200)),
-    r'damaged or cut off \(': lambda: pickle.dumps({'protocol': 2}, 2)[:2] + readers._MAGIC,
+    r'damaged or truncated \(': lambda: pickle.dumps({'protocol': 2}, 2)[:2] + readers._MAGIC,
 }
 
 

@@ -1,5 +1,4 @@
-"""Runs that go on: with a teacher or a run folder that has moved, at the right rate, with all of
-their time."""
+"""Resumed runs: a moved teacher or run folder, the right learning rate, the total time."""
 
 import os
 import shutil

@@ -123,9 +123,9 @@ def test_quickstart_refuses_in_one_line(tmp_path):
 
 
 def test_quickstart_explains_itself_before_anything_is_installed(tmp_path):
-    for wanted in '--help', 'cifar11':  # VENV is no environment, and is not looked for
+    for wanted in '--help', 'cifar11':  # VENV is not an environment, and is not used
         assert 'VENV' not in quickstart(tmp_path, wanted, VENV=str(tmp_path)).stderr
-    assert quickstart(tmp_path, '--help').stdout.startswith('Attention transfer from nothing')
+    assert quickstart(tmp_path, '--help').stdout.startswith('Attention transfer from scratch')
     dry = quickstart(tmp_path, 'cifar10', DRY_RUN='1', VENV=str(tmp_path), DATAROOT='none')
     commands = [line for line in dry.stdout.splitlines() if line.startswith('python ')]
     assert dry.returncode == 0 and len(commands) == 5 and not list(tmp_path.iterdir())

@@ -232,7 +232,7 @@ def test_there_is_no_gain_over_a_student_on_other_data(tmp_path, capsys):
     by_name = {row[0]: row for row in rows}
     assert by_name['AT from WRN-16-2'][4] == '8.00' and by_name['AT from WRN-16-2'][7] == ''
     assert by_name['alone, for as long as with AT'][7] == '+0.50', 'longer on purpose'
-    assert 'at_wrn_16_1_from_wrn_16_2_seed0: of another dataset' in text
+    assert 'at_wrn_16_1_from_wrn_16_2_seed0: differs in dataset' in text
 
 
 def test_there_is_no_gain_between_schedules(tmp_path, capsys):
@@ -247,7 +247,7 @@ def test_there_is_no_gain_between_schedules(tmp_path, capsys):
     by_name = {row[0]: row for row in rows}
     assert by_name['AT'][4:8] == ['8.00', '8.00–8.00', '2', '']
     assert by_name['KD'][7] == '+2.00 ± 0.00 (n = 2)', 'an option that a log lacks does not differ'
-    assert '- at_wrn_16_1_from_wrn_16_2_seed1: of another epochs' in text
+    assert '- at_wrn_16_1_from_wrn_16_2_seed1: differs in epochs' in text
 
 
 def test_rows_outside_only_are_left_out(tmp_path, capsys, monkeypatch):

@@ -4,7 +4,7 @@ forked process.
     python tests/torture.py --rounds 2000 --seed 0
 
 Each input must end in success, in one line with status 2, or in one line with status 1 for a limit
-of the machine or a loss that is not finite. Files that were there before must be unchanged, but for
+of the machine or a loss that is not finite. Files that were there before must be unchanged, except
 the run folder of a run that succeeds. No process may take 60 s, or 2 GiB more than at its start.
 The inputs that end otherwise are printed, and the exit status is 1.
 """
@@ -138,7 +138,7 @@ def mutated(argv: list, rng: random.Random) -> list:
 
 
 def damage(folder: Path, rng: random.Random) -> str:
-    """Damage or move something in the folder, and tell what."""
+    """Damage or move something in the folder. Returns what."""
     files = sorted(p for p in folder.rglob('*') if p.is_file())
     path, kind = rng.choice(files), rng.randrange(9)
     raw = path.read_bytes()
@@ -157,9 +157,9 @@ def damage(folder: Path, rng: random.Random) -> str:
         path.unlink(), path.mkdir()
     elif kind == 5:
         path.unlink(), path.symlink_to(rng.choice(['nowhere', path.name, '..', '/dev/zero']))
-    elif kind == 6:
+    elif kind == 6 and path.parent != folder:
         shutil.rmtree(path.parent)
-    elif kind == 7:
+    elif kind in (6, 7):
         (path.parent / rng.choice(['new', '.hidden', 'é\n', 'x.jpg'])).mkdir(exist_ok=True)
     else:
         path = rng.choice(sorted(folder.glob('nets/*/log.txt')) or [path])
@@ -168,7 +168,7 @@ def damage(folder: Path, rng: random.Random) -> str:
 
 
 def swap_fields(log: Path, rng: random.Random) -> None:
-    """Give a field of the log's first line the value of another, or an odd one."""
+    """Give a field of the log's first line the value of another, or an invalid one."""
     with contextlib.suppress(ValueError, OSError, IndexError):
         first, *rest = log.read_text().splitlines()
         record = json.loads(first.removeprefix('json_stats: '))
