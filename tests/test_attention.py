@@ -232,7 +232,7 @@ def test_attention_refuses_in_one_line(nets, tmp_path, capsys):
     assert 'missing' in refused(attention.main, ['--weights', tmp_path / 'missing', *save], capsys)
     assert '--labels' in refused(attention.main, [*weights, '--labels', 'a', 'b', *save], capsys)
     assert '.png' in refused(attention.main, [*weights, '--save', tmp_path / 'x.jpg'], capsys)
-    assert 'one of them' in refused(
+    assert 'cannot be combined' in refused(
         attention.main, [*weights, '--images', tmp_path, '--dataset', 'shapes', *save], capsys
     )
     assert not (tmp_path / 'x.png').exists()
