@@ -155,6 +155,7 @@ def error_of(log):
     return 100 - (acc[0] if isinstance(acc, list) else acc)
 
 
+# In the order of README's tables.
 RUNS = {
     'teacher WRN-16-2': 'wrn_16_2',
     'student WRN-16-1': 'wrn_16_1',
@@ -175,14 +176,13 @@ def test_the_results_in_readme_are_those_of_the_logs():
         / 60
         for name, log in [(n, f'epochs200/{run}_seed0/log.txt') for n, run in RUNS.items()]
     }
+    teacher, *students = RUNS
     _, *ours = rows_of('README.md', '# Attention Transfer')
-    at = 'attention transfer (AT)'
-    assert [row[1:] for row in ours] == [
-        [f'{errors["student WRN-16-1"]:.2f}', f'{errors[at]:.2f}'] for errors in (long, short)
-    ]
-    table = rows_of('README.md', '## CIFAR-10 in three commands')
+    for (_, *row), errors in zip(ours, (long, short), strict=True):
+        assert row == [f'{errors[name]:.2f}' for name in (*students, teacher)]
+    table = rows_of('README.md', '## CIFAR-10')
     assert [row[0] for row in table] == list(RUNS)
-    for name, _, _, error, minute, error_30, _ in table:
+    for name, _, error, minute, error_30, _ in table:
         assert (error, error_30) == (f'{long[name]:.2f}', f'{short[name]:.2f}')
         assert minute == f'{minutes[name]:.0f}'
 
