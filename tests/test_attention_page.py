@@ -40,6 +40,17 @@ def test_a_map_and_its_double_look_the_same():
     assert np.array_equal(page.overlay(IMAGES[0], q), page.overlay(IMAGES[0], 2 * q))
 
 
+def test_one_pixel_of_a_gradient_does_not_darken_the_others():
+    """Gradients are clipped at their 99th percentile, maps are not."""
+    values = np.zeros((16, 16), np.float32)
+    values[:, 8:], values[3, 12] = 1, 1000
+    seen = page.Seen('net', {'': [values]}, values, '', 'black')
+    ((drawn_map, gradient),) = page.picture_rows(np.full((16, 16, 3), 90, np.uint8), seen)
+    right, left = (side.mean((0, 1)) for side in (gradient[8:, 8:], gradient[:, :8]))
+    assert np.array_equal(gradient[3, 12], right) and right.mean() > left.mean() + 60
+    assert drawn_map[3, 12].mean() > 60 + drawn_map[8:, 8:].mean()
+
+
 # ------------------------ texts
 
 

@@ -1081,6 +1081,11 @@ def test_other_data_or_another_teacher_cannot_go_on(home, tmp_path, capsys, monk
     go_on = ['--save logs/facts --resume --epochs 2']
     other = [*go_on, '--dataroot', tmp_path / 'set']
     assert 'dataroot' in in_process(home, other, capsys, monkeypatch)
+    # The same images in the same order, one of them as another class.
+    shutil.rmtree(tmp_path / 'set'), shutil.copytree(home / 'set', tmp_path / 'set')
+    cat = max((tmp_path / 'set/train/cat').iterdir())
+    cat.rename(tmp_path / 'set/train/dog/!.png')
+    assert 'dataroot' in in_process(home, other, capsys, monkeypatch)
     teacher = home / 'logs/teacher/model.hkl'
     whole = teacher.read_bytes()
     params = weights.load_params(teacher)

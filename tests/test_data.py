@@ -631,6 +631,14 @@ def test_shapes_are_drawn_from_a_fixed_seed():
     assert len({i.numpy().tobytes() for i in torch.cat([a.images, c.images])}) == 80
 
 
+def test_the_ground_of_shapes_has_no_jumps(monkeypatch):
+    """Values are clipped to 0 .. 255 and do not wrap around."""
+    monkeypatch.setattr(data, '_paint', lambda *_: None)
+    images = data.draw_shapes(20, 0).images.int()
+    assert (images.min(), images.max()) == (0, 255)
+    assert max(images.diff(dim=dim).abs().max() for dim in (1, 2)) < 150
+
+
 def test_shapes_need_no_files_and_share_no_image():
     classes, load = data.open_sets('shapes', '/nowhere')
     train, test = load()

@@ -1,5 +1,6 @@
 """examples/: transfer between any two torch modules, and the class names of image files."""
 
+import math
 import os
 import re
 import signal
@@ -156,13 +157,13 @@ def test_both_run_as_programs_in_another_folder(home, tmp_path):
 # ------------------------ transfer.py
 
 
-def reference_loss(student, teacher, pairs, beta):
+def reference_loss(student, teacher, pairs, beta, epoch=1):
     """Cross-entropy + beta * the attention losses of the pairs of layers, in training on all
-    photographs at once."""
+    photographs at once, as that epoch crops them."""
     sets = photographs.scan_photographs('set', say=lambda _: None)[0]
     files = [file for files in sets.values() for file in files]
     targets = torch.arange(3).repeat_interleave(6)
-    views = [photographs.train_view(file, 40, 0, 1, i) for i, file in enumerate(files)]
+    views = [photographs.train_view(file, 40, 0, epoch, i) for i, file in enumerate(files)]
     x = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2) / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = (x - mean[:, None, None]) / std[:, None, None]
@@ -179,7 +180,7 @@ def reference_loss(student, teacher, pairs, beta):
         side = min(v.shape[1] for v in q)
         q = [F.normalize(F.adaptive_avg_pool2d(v, side).flatten(1)) for v in q]
         loss = loss + beta * (q[0] - q[1]).square().mean()
-    return loss.item()
+    return loss
 
 
 @pytest.mark.parametrize(
@@ -198,8 +199,29 @@ def test_the_loss_of_the_first_step_is_that_of_the_paper(pairs, home, capsys):
     torch.manual_seed(0)
     student, teacher = net('small'), net('large')
     teacher.load_state_dict(torch.load('large.pth', weights_only=True))
-    expected = reference_loss(student, teacher, pairs, 300)
+    expected = reference_loss(student, teacher, pairs, 300).item()
     assert last_loss(printed) == pytest.approx(expected, abs=2e-3) and expected > 2
+
+
+def test_steps_are_sgd_with_momentum_and_a_rate_that_falls_as_a_cosine(home, capsys):
+    """Each epoch is one step."""
+    options = '--student nets:small --layers b --beta 300 --epochs 4 --lr 0.1'
+    printed = ran(capsys, TAUGHT, options)
+    torch.manual_seed(0)
+    student, teacher = net('small'), net('large')
+    teacher.load_state_dict(torch.load('large.pth', weights_only=True))
+    params, losses = list(student.parameters()), []
+    momentum = [torch.zeros_like(p) for p in params]
+    for epoch in range(1, 5):
+        loss = reference_loss(student, teacher, [('b', 'b')], 300, epoch)
+        losses.append(loss.item())
+        lr = 0.1 * (1 + math.cos(math.pi * (epoch - 1) / 4)) / 2
+        with torch.no_grad():
+            for p, v, g in zip(params, momentum, torch.autograd.grad(loss, params)):
+                v.mul_(0.9).add_(g + 1e-4 * p)
+                p.sub_(lr * v)
+    found = [float(loss) for loss in re.findall(r'loss ([\d.]+)', printed)]
+    assert found == pytest.approx(losses, abs=2e-3)
 
 
 def test_the_student_is_saved_and_the_teacher_stays_as_it_was(home, capsys, monkeypatch):
@@ -225,7 +247,7 @@ def test_the_student_is_saved_and_the_teacher_stays_as_it_was(home, capsys, monk
 def test_without_a_teacher_a_student_learns_alone(home, capsys):
     printed = ran(capsys, '--student nets:small')
     torch.manual_seed(0)
-    expected = reference_loss(net('small'), net('large'), [], 0)
+    expected = reference_loss(net('small'), net('large'), [], 0).item()
     assert last_loss(printed) == pytest.approx(expected, abs=2e-3)
     taught = ran(capsys, '--student nets:small', TAUGHT, '--layers b --beta 0')
     assert taught.splitlines()[1] == printed.strip().replace(',', ' (0% of it transfer),')

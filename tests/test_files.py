@@ -130,6 +130,20 @@ def test_a_folder_that_cannot_be_flushed_holds_the_new_file(number, tmp_path, mo
     assert 'log.txt: written, but a power cut may lose it' in warning and 'kept' not in warning
 
 
+def test_a_write_leaves_no_descriptor_open(tmp_path, monkeypatch):
+    def lowest_free():
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        os.close(descriptor)
+        return descriptor
+
+    before = lowest_free()
+    files.write_text(tmp_path / 'log.txt', 'x')
+    assert lowest_free() == before
+    failing_fsync(monkeypatch, errno.EIO, folders=True)
+    files.write_text(tmp_path / 'log.txt', 'y')
+    assert lowest_free() == before
+
+
 def test_files_are_flushed_through_a_descriptor_that_can_write(tmp_path, monkeypatch):
     modes = []
 

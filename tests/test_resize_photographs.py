@@ -91,7 +91,9 @@ def test_mistakes_are_told_in_one_line_and_change_nothing(photos, tmp_path, caps
     assert contents(copy) == {Path('mine.txt'): b'mine'}
     (copy / 'mine.txt').unlink()
     resized(photos, copy, '--side', 48)
-    assert 'was started with --side 48' in refused(main, [photos, copy, '--side', 64], capsys)
+    started = 'was started with --side 48 --quality 95'
+    for other in ['--side', 64], ['--side', 48, '--quality', 50]:
+        assert started in refused(main, [photos, copy, *other], capsys)
     (photos / 'val/wood/1.jpg').write_bytes(b'\xff\xd8 no photograph')
     (copy / 'val/wood/1.jpg').unlink()
     status = program.call_main(main, [str(a) for a in (photos, copy, '--side', 48)])

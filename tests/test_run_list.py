@@ -12,7 +12,8 @@ from support.files import lock_folder
 from table_scripts import CIFAR, ROOT, finish, options, start, until, write_run
 
 sys.path.insert(0, str(ROOT / 'scripts'))
-
+import run_list
+import table_list
 
 FAKE_PYTHON = """#!/bin/bash
 # Stands for python: a run takes a moment, and writes a log and empty weights. Each says in CALLS
@@ -208,6 +209,28 @@ def test_a_seed_that_is_given_twice_is_trained_once(fake):
     assert status == 0, err
     begun = [call for call in calls() if call.startswith('begin')]
     assert len(begun) == len(set(begun)) == 9
+
+
+def plan_of(script, **given):
+    given = {'CALLER': '/home', 'LOGS': 'logs', 'DATAROOT': 'sets', 'EPOCHS': '2'} | given
+    runs = table_list.read_script(ROOT / 'scripts' / f'{script}.sh')
+    return table_list.Plan(runs, table_list.read_environment(given))
+
+
+def test_the_data_that_extra_names_are_downloaded(monkeypatch):
+    calls = []
+    monkeypatch.setattr(run_list.Runner, 'call', lambda self, words: calls.append(words))
+    monkeypatch.setattr(os, 'makedirs', lambda path, exist_ok: None)
+    plan = plan_of('table2', EXTRA='--dataset CIFAR100', JOBS='2')
+    run_list.Runner(plan).fetch_data()
+    assert calls == [['-c', run_list.FETCH, 'CIFAR100', '/home/sets']]
+
+
+def test_extra_is_for_the_test_of_a_net_too():
+    given = {'IMAGENET': 'photographs', 'TEACHER_PARAMS': '34.hkl'}
+    plan = plan_of('table5', EXTRA='--image_size 112', **given)
+    assert [run.is_test() for run in plan.runs] == [True, False, False]
+    assert all(run.words[-2:] == ['--image_size', '112'] for run in plan.runs)
 
 
 def test_a_net_that_another_process_trains_is_waited_for(fake):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from samples import LINE, a_parser, randn
+from samples import LINE, a_parser, randn, words
 from support import options, runs, weights
 from support.program import UserError
 
@@ -111,6 +111,17 @@ def test_momentum_of_another_shape_is_refused():
     with pytest.raises(UserError, match='does not fit'):
         fresh = torch.optim.SGD([w], 0.1, momentum=0.9)
         runs.load_optimizer(fresh, {'optimizer': optimizer.state_dict()})
+
+
+def test_a_run_folder_may_have_two_names(tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'link').symlink_to('run')
+    runs.save_run(tmp_path / 'run', a_checkpoint())
+    parser = a_parser()
+    parser.add_argument('--beta', default=0.0, type=float)
+    opt, given_ = parser.parse(words('--resume', tmp_path / 'run', '--save', tmp_path / 'link'))
+    run = runs.begin(opt, given_, parser, lambda opt, given_: opt)
+    assert run.here and run.epoch == 2
 
 
 def test_a_folder_that_another_process_has_trained_in_is_left_alone(tmp_path):

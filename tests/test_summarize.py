@@ -5,6 +5,7 @@ import math
 import re
 import statistics
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from table_scripts import (
 
 sys.path.insert(0, str(ROOT / 'scripts'))
 import summarize
+import table_runs
 
 
 def summary(logs, *words, capsys):
@@ -92,6 +94,13 @@ def test_intervals_are_those_of_students_t():
         mean, half, count = summarize.gain(dict.fromkeys(range(n), 3.0), values, 'error')
         expected = t * np.std(list(values.values()), ddof=1) / np.sqrt(n)
         assert count == n and mean == pytest.approx(2.5) and half == pytest.approx(expected)
+    for n, t in enumerate(table_runs.T_QUANTILES, 1):
+        # 0.5 minus the integral of the density from 0 to t, by the midpoint rule.
+        x = t * (np.arange(10000) + 0.5) / 10000
+        scale = math.exp(math.lgamma((n + 1) / 2) - math.lgamma(n / 2)) / math.sqrt(n * math.pi)
+        density = scale * (1 + x**2 / n) ** (-(n + 1) / 2)
+        above = 0.5 - t * density.mean()
+        assert (above - 0.025) / density[-1] == pytest.approx(0, abs=6e-4), f'{t} for {n}'
     better = summarize.gain({0: 70.0}, {0: 72.0, 1: 90.0}, 'accuracy')
     assert better == (2.0, None, 1) and summarize.gain({0: 1.0}, {1: 1.0}, 'error') is None
 
@@ -222,6 +231,28 @@ def test_parameters_and_multiply_adds_are_those_of_the_weights(tmp_path, capsys)
     (tmp_path / 'x' / 'log.txt').rename(tmp_path / 'logs' / 'wrn_16_1_seed0.txt')
     rows, _ = summary(tmp_path / 'logs', 'controls', capsys=capsys)
     assert next(r for r in rows if r[0] == 'student')[1:3] == row[1:3]
+
+
+NIN = {'net': 'nin', 'depth': 10, 'width': 4, 'num_classes': 10}
+PHOTOGRAPHS = {'imagenetpath': 'x', 'depth': 18, 'width': 1.0, 'num_classes': 1000}
+
+
+@pytest.mark.parametrize(
+    'net, parameters, multiply_adds',
+    [
+        # 492 weights of convolutions, 50 of the linear layer, and for each of nine convolutions
+        # batch norm (8) or a bias (4).
+        (NIN, 492 + 50 + 9 * 8, 199720),
+        (NIN | {'no_pool_relu': True}, 492 + 50 + 6 * 8 + 3 * 4, 199720),
+        (NIN | {'no_bn': True}, 492 + 50 + 9 * 4, 199720),
+        # ResNet18_Weights.IMAGENET1K_V1.meta of torchvision.
+        (PHOTOGRAPHS | {'image_size': 224}, 11689512, 1.814e9),
+    ],
+)
+def test_a_run_without_weights_costs_what_its_net_costs(net, parameters, multiply_adds, tmp_path):
+    write_run(tmp_path, 'x_seed0', [9.0], n_parameters=1, **net)
+    n, madds = table_runs.cost(table_runs.read_runs('x', {0}, tmp_path))
+    assert n == parameters and madds == pytest.approx(multiply_adds, rel=3e-4)
 
 
 def test_there_is_no_gain_over_a_student_on_other_data(tmp_path, capsys):
@@ -408,6 +439,7 @@ def test_summarize_refuses_in_one_line(tmp_path, capsys):
         (['table6', tmp_path], 'table6'),
         (['table1', tmp_path / 'none'], 'none'),
         (['table1', tmp_path, '--save', tmp_path / 'x.svg'], '.md'),
+        (['table1', tmp_path, '--save', Path(__file__) / 'x.md'], 'is not a folder'),
         (['table1', tmp_path, '--equal_time', '3'], 'controls'),
         (['controls', tmp_path, '--equal_time', '3'], 'at_wrn_16_1'),
         (['beta', tmp_path, '--save', tmp_path / 'x.png'], 'no finished run'),

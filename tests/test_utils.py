@@ -520,6 +520,7 @@ def test_the_loss_on_several_devices_is_the_loss_on_one(monkeypatch, batch, devi
         return [[x] for x in inputs[0].chunk(len(ids))]
 
     def parallel_apply(fs, inputs, devices):
+        assert len(fs) == len(inputs) == len(devices), 'as torch demands'
         return [f(*i) for f, i in zip(fs, inputs)]
 
     monkeypatch.setattr(utils, 'Broadcast', Copies)

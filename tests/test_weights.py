@@ -309,6 +309,19 @@ def test_a_root_that_is_a_link_is_refused(write, tmp_path, hkl):
 
 
 @pytest.mark.parametrize('write', WRITERS)
+def test_weights_of_another_file_are_refused(write, tmp_path, hkl):
+    """Both files have the same marks, so only the link shows it."""
+    write(tmp_path / 'other.hkl', arrays())
+    write(hkl, arrays())
+    path = dataset_path(write, 'conv0')
+    with h5py.File(hkl, 'a') as h:
+        del h[path]
+        h[path] = h5py.ExternalLink(str(tmp_path / 'other.hkl'), f'/{path}')
+        assert h[path].shape == (4, 3, 3, 3), 'HDF5 follows the link'
+    assert_refused(hkl, 'is not part of this file')
+
+
+@pytest.mark.parametrize('write', WRITERS)
 def test_an_entry_of_a_dict_in_a_dict_is_refused(write, hkl):
     write(hkl, arrays())
     with h5py.File(hkl, 'a') as h:
