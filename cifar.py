@@ -187,8 +187,8 @@ def run_name(opt) -> str:
     that is not as published."""
     root = f'-{Path(opt.dataroot).resolve().name}' if opt.dataset == 'folder' else ''
     parts = [opt.dataset + root, net_name(opt), options.without_suffix(opt.teacher_id)]
-    said = {'dataset', 'net', 'depth', 'width', 'teacher_id'}
-    return options.run_name(parts, said, opt, parser, PUBLISHED)
+    named = {'dataset', 'net', 'depth', 'width', 'teacher_id'}
+    return options.run_name(parts, named, opt, parser, PUBLISHED)
 
 
 def net_name(opt) -> str:

@@ -185,13 +185,13 @@ def complete(opt, given: set) -> argparse.Namespace:
     if opt.epoch_step is None:
         opt.epoch_step = utils.scaled_steps(*PUBLISHED, opt.epochs)
     if opt.train_crop is None:
-        opt.train_crop = usual_crop(opt)
+        opt.train_crop = default_crop(opt)
     if not opt.save:
         opt.save = os.path.join('logs', run_name(opt))
     return opt
 
 
-def usual_crop(opt) -> str:
+def default_crop(opt) -> str:
     """The paper's --train_crop: section 4.2 fine-tunes on crops of one scale."""
     return 'plain' if opt.finetune else 'resized'
 
@@ -201,9 +201,9 @@ def run_name(opt) -> str:
     that is not as published."""
     net, teacher = f'resnet-{opt.depth}-{opt.width:g}', options.without_suffix(opt.teacher_params)
     parts = [Path(opt.imagenetpath).resolve().name, net, teacher]
-    said = {'depth', 'width', 'teacher_params'}
-    said |= {'train_crop'} if opt.train_crop == usual_crop(opt) else set()
-    return options.run_name(parts, said, opt, parser, PUBLISHED)
+    named = {'depth', 'width', 'teacher_params'}
+    named |= {'train_crop'} if opt.train_crop == default_crop(opt) else set()
+    return options.run_name(parts, named, opt, parser, PUBLISHED)
 
 
 # ------------------------ nets and data

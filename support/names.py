@@ -23,7 +23,7 @@ WRAPPERS = ('module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_
 LEFT_OUT = r'(.*\.)?(num_batches_tracked|total_ops|total_params)|n_averaged|steps|criterion\..*'
 # In the name of an average of weights: 'model_ema', 'ema_state_dict', 'ModelEMA'.
 AVERAGE = r'(?<![A-Za-z])ema(?![a-z])|EMA|Ema(?![a-z])'
-USUAL_KEYS = ('params', 'state_dict', 'model', 'model_state_dict', 'net')
+COMMON_KEYS = ('params', 'state_dict', 'model', 'model_state_dict', 'net')
 # A name that all nets of a kind have, and whose names these are.
 ANCHORS = {
     'group0.block0.conv0': 'ours',
@@ -88,7 +88,7 @@ def find(values, key: str = '') -> Found:
             f'holds several nets ({listing([label or "(top level)" for label in labels], 8)}): '
             f'choose one by FILE:KEY, such as FILE:{next(filter(None, labels))}'
         )
-    place = chosen[0] if chosen else _usual_place(values, start)
+    place = chosen[0] if chosen else _common_place(values, start)
     return Found(_tensors(place, places), place.naming, _note(place, places, key))
 
 
@@ -148,11 +148,11 @@ def _places_in(entries: dict) -> list[Place]:
     return [Place((), table, wrappers, *found) for found in prefixes.items()]
 
 
-def _usual_place(values, start: tuple) -> Place:
+def _common_place(values, start: tuple) -> Place:
     """Where programs store a net, for one that is not known here."""
     keys, table = start, _entries(values)
     for _ in range(MOST_LEVELS):
-        inner = [k for k in USUAL_KEYS if _entries(table.get(k))]
+        inner = [k for k in COMMON_KEYS if _entries(table.get(k))]
         if not inner and not _has_tensors(table):
             inner = [k for k, v in table.items() if _has_tensors(_entries(v))]
             inner = inner if len(inner) == 1 else []

@@ -395,16 +395,16 @@ def _plain(value):
     return str(value).replace(' ', '')
 
 
-def run_name(parts: list, said: set, opt, parser, published: tuple[list, int]) -> str:
+def run_name(parts: list, named: set, opt, parser, published: tuple[list, int]) -> str:
     """The name of a run's folder: `parts`, then every option that matters and is not as published.
 
-    said: options that `parts` already names; published: (drops, epochs) of the paper.
+    named: options that `parts` already names; published: (drops, epochs) of the paper.
     """
     defaults = {'alpha': 0, 'beta': 0, 'epoch_step': scaled_steps(*published, opt.epochs)}
     of_no_matter = MAY_DIFFER - {'epochs', 'student_params'} | NOT_OPTIONS_OF_A_RUN
-    said = said | {'seed', 'save'} | of_no_matter
+    named = named | {'seed', 'save'} | of_no_matter
     parts = [part for part in parts if part]
-    for name in sorted(vars(opt).keys() - said):
+    for name in sorted(vars(opt).keys() - named):
         value = getattr(opt, name)
         if value == defaults.get(name, parser.get_default(name)):
             continue

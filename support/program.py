@@ -94,19 +94,19 @@ def listing(names, most: int = 5) -> str:
 
 def warn_once(kind: str, text: str) -> None:
     """Print a warning on stderr, the first of its kind in this process."""
-    if kind not in said:
-        said.add(kind)
+    if kind not in printed:
+        printed.add(kind)
         print(f'warning: {printable(text)}', file=sys.stderr, flush=True)
 
 
 def say_once(text: str) -> None:
     """Print a line on stderr, once in this process and only in the first of several."""
-    if text not in said and not is_later_rank():
-        said.add(text)
+    if text not in printed and not is_later_rank():
+        printed.add(text)
         print(printable(text), file=sys.stderr, flush=True)
 
 
-said = set()  # kinds of warnings, and lines
+printed = set()  # kinds of warnings, and lines
 
 
 # ------------------------ streams

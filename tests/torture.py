@@ -203,7 +203,7 @@ def run(module: ModuleType, argv: list, folder: Path) -> tuple:
     with open(folder.parent / 'err', 'wb') as err:
         os.dup2(err.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, 'w', closefd=False), os.fdopen(2, 'w', closefd=False)
-    program.said.clear()
+    program.printed.clear()
     try:
         status = program.call_main(module.main, argv)
     except SystemExit as e:
