@@ -17,7 +17,7 @@ from support.program import UserError
 
 @pytest.fixture(autouse=True)
 def no_warning_yet(monkeypatch):
-    monkeypatch.setattr(program, 'said', set())
+    monkeypatch.setattr(program, 'printed', set())
 
 
 def failing_fsync(monkeypatch, number, folders):

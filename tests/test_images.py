@@ -304,7 +304,7 @@ def test_the_end_of_usual_jpegs_costs_no_decoding(monkeypatch):
 
 @pytest.fixture
 def warned(monkeypatch):
-    monkeypatch.setattr(program, 'said', set())
+    monkeypatch.setattr(program, 'printed', set())
 
 
 def deep_png(values, bits=None):

@@ -55,7 +55,7 @@ def other():
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    monkeypatch.setattr(program, 'said', set())
+    monkeypatch.setattr(program, 'printed', set())
     return tmp_path / 'net.pth'
 
 

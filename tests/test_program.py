@@ -81,7 +81,7 @@ def test_control_characters_and_foreign_bytes_are_printed_as_escapes():
 
 
 def test_a_warning_is_printed_once(capsys, monkeypatch):
-    monkeypatch.setattr(program, 'said', set())
+    monkeypatch.setattr(program, 'printed', set())
     for text in 'one', 'two':
         program.warn_once('kind', text)
     assert capsys.readouterr().err == 'warning: one\n'
