@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Attention transfer from scratch: train a teacher, a student alone, and the same student with attention transfer from that teacher.
 #
-#   bash scripts/quickstart.sh            on `shapes`, generated images: no download, 2 to 10 minutes on 2 CPU cores
+#   bash scripts/quickstart.sh            on `shapes`, generated images: no download, 2 to 12 minutes on 2 CPU cores
 #   bash scripts/quickstart.sh cifar10    on CIFAR-10: 10 epochs, an hour or more on 2 CPU cores
 #   DRY_RUN=1 bash scripts/quickstart.sh  only prints the commands
 #
