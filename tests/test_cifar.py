@@ -1175,6 +1175,15 @@ def test_the_names_of_runs_tell_them_apart():
     assert name('--compile', '--nthread', '1') == name(), 'these do not change the result'
 
 
+@pytest.mark.parametrize('method', ['at', 'factt', 'grad', 'sym', 'minl2'])
+def test_beta_of_every_method_can_decay(method):
+    options = words('--beta 5 --beta_decay linear --method', method)
+    if method in ('at', 'factt', 'grad'):
+        options += ['--teacher_id', 't']
+    opt = completed(*options)
+    assert (opt.method, opt.beta, opt.beta_decay) == (method, 5, 'linear')
+
+
 def test_the_published_commands_parse():
     machine = ' --gpu_id 0,1 --ngpu 2 --cuda --nthread 4'
     recipe = ' --epoch_step [60,120,160] --randomcrop_pad 4 --temperature 4 --dtype float'

@@ -297,6 +297,20 @@ def test_images_are_as_the_model_expects_them(home):
     torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor([-1.5, -1.0, -1.0]))
 
 
+class RightInTesting(torch.nn.Module):
+    """Answers class 1 in testing, and in training class 3, which has no images."""
+
+    def forward(self, images):
+        return F.one_hot(torch.full((len(images),), 3 if self.training else 1), 4).float()
+
+
+def test_accuracy_is_that_of_the_net_in_testing(home):
+    opt = transfer.parser.parse_args(words('set --student x --image_size 40'))
+    val = photographs.open_sets(opt, torch.device('cpu'), 'DIR').val
+    made = modules.Net('--student x', RightInTesting(), 4, 40, [0.5] * 3, [0.2] * 3)
+    assert made.accuracy(val, 40) == pytest.approx(100 / 3)
+
+
 def test_nets_of_torchvision(home, capsys):
     import torchvision
 
@@ -493,6 +507,15 @@ def test_a_net_of_cifar_sees_the_whole_image_at_its_size(tmp_path, photos, capsy
     files = [str(tmp_path / name) for name in ('small.png', 'big.png')]
     small, big = classified(capsys, run, *files, '--top', 10).values()
     assert small == pytest.approx(big, abs=0.11) and len(small) == 10 and 'star' in small
+
+
+def test_pixels_of_a_smaller_image_are_means(tmp_path):
+    """Of 3 rows and 2 columns each, in the order RGB."""
+    image = np.random.default_rng(0).integers(0, 256, (96, 64, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), image)
+    expected = image[..., ::-1].reshape(32, 3, 32, 2, 3).mean((1, 3))
+    found = classify.view(str(tmp_path / 'a.png'), 'wrn', 32)
+    assert np.abs(found - expected).max() <= 0.51
 
 
 @pytest.mark.parametrize(

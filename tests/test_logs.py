@@ -20,6 +20,7 @@ from support.program import UserError
         (f'{LINE}', [1]),
         (f'{LINE}\njson_stats: {{"epoch": 2, "te', [1]),
         (f'{LINE}\njson_sta', [1]),
+        (f'{LINE}\njson_stats: {{"epoch": 2, "te\n{LINE}\n', [1, 1]),
         (f'{LINE}\r\n{LINE}\r\n', [1, 1]),
         (f'some words\n\n{LINE}\n{{}}\njson_stats: [1]\njson_stats: 3\n', [1]),
         (f'[10:00] {LINE}\n', [1]),

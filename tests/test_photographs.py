@@ -75,6 +75,14 @@ def test_a_crop_is_torchvisions_random_resized_crop():
         assert min(h.min(), w.min()) > 0
 
 
+@pytest.mark.parametrize(
+    'size, crop', [((900, 120), (370, 0, 160, 120)), ((120, 900), (0, 370, 120, 160))]
+)
+def test_a_crop_that_never_fits_becomes_the_centre(size, crop):
+    """The largest of ratio 3/4 to 4/3: here ten draws of nearly the whole area fail."""
+    assert photographs.random_crop(*size, [0.999] * 22) == crop
+
+
 @pytest.mark.parametrize('size', [(500, 375), (90, 300), (1500, 1100), (224, 224)])
 def test_views_are_those_of_pil(size, tmp_path):
     """PIL's crop and flip of the same file differ by a fraction of a grey level, by more if ours

@@ -1,6 +1,8 @@
 """support/program.py: how a program ends, with or without its terminal."""
 
+import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +95,17 @@ def test_call_main_leaves_the_streams_as_they_were():
     assert (sys.stdout, sys.stderr) == before
 
 
+@pytest.mark.parametrize('error', [None, UserError('x'), program.Stopped(signal.SIGTERM)])
+def test_call_main_leaves_the_signals_as_they_were(error):
+    def main(argv):
+        if error:
+            raise error
+
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    program.call_main(main, [])
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 # ------------------------ terminals
 
 
@@ -129,6 +142,12 @@ def test_what_an_encoding_lacks_is_printed_as_an_escape(encoding, shell):
     assert done.stdout.decode().splitlines()[0] == rf'line 0 caf\xe9 {cat} \x1b[31m'
     error = done.stderr.removeprefix(b'bar\r').decode()
     assert error == rf'program.py: error: no such file: caf\xe9 {cat} \x1b[31m\r' + '\n'
+
+
+def test_lines_written_at_once_are_escaped_too():
+    stream = io.StringIO()
+    Output(stream, escape=True).writelines(['a\x1b', 'b\n'])
+    assert stream.getvalue() == 'a\\x1bb\n'
 
 
 def test_bars_may_move_the_cursor_and_printed_lines_may_not(tmp_path):

@@ -95,6 +95,14 @@ def test_tied_tensors_stay_tied(zipped, tmp_path):
     assert read['b'].tolist() == [0, 1] and read['c'] is read['a']
 
 
+def test_five_views_of_one_tensor_are_read(tmp_path):
+    """They take five times as much as the file."""
+    base = randn(200, 300)
+    torch.save([base[:] for _ in range(5)], tmp_path / 'm')
+    for view in readers.read_values(tmp_path / 'm'):
+        assert_equal(view, base)
+
+
 def test_a_view_of_a_file_before_torch_0_4_is_read(tmp_path):
     # Those files store the storage of a view as (key, offset, size) of its root.
     path = tmp_path / 'm'

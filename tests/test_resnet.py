@@ -310,6 +310,18 @@ def test_depth_that_is_no_number_is_refused(depth):
         resnet.wrn(depth, 1, 10)
 
 
+@pytest.mark.parametrize(
+    'make, depth, channels',
+    [(resnet.wrn, 10, [4, 9, 19]), (resnet.resnet, 18, [19, 38, 76, 153])],
+)
+def test_a_fraction_of_a_channel_is_left_out(make, depth, channels):
+    """0.3 times 16, 32 and 64 are 4.8, 9.6 and 19.2."""
+    with torch.device('meta'):
+        f, params = make(depth, 0.3, 4)
+    assert resnet.group_channels(f, params) == channels
+    assert resnet.same_shape(params, depth, 0.3) and not resnet.same_shape(params, depth, 0.32)
+
+
 # ------------------------ dtypes
 
 
@@ -544,6 +556,15 @@ def test_affine_is_the_description_of_resnet_18_at(prefix):
         f'{k}.weight' if k.rsplit('.', 1)[-1].startswith('conv') else k: v for k, v in net.p.items()
     }
     assert torch.equal(resnet.from_params(weighted)(x, weighted, False)[0], logits)
+
+
+def test_affine_keeps_bfloat16_from_layer_to_layer():
+    net = AffineNet((64, 64, 16, 24, 32))
+    x = torch.randn(1, 3, 32, 32)
+    logits, groups = resnet.affine_resnet(net.p)(x.bfloat16(), net.p, False)
+    assert all(g.dtype == torch.bfloat16 for g in groups)
+    expected = net(x)[0]
+    assert (logits - expected).norm() < 0.05 * expected.norm()
 
 
 # ------------------------ strided 1x1 convolutions: a fault of oneDNN

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import data
 from support.files import lock_folder
+from support.program import UserError
 from table_scripts import CIFAR, ROOT, finish, options, start, until, write_run
 
 sys.path.insert(0, str(ROOT / 'scripts'))
@@ -224,6 +226,35 @@ def test_the_data_that_extra_names_are_downloaded(monkeypatch):
     plan = plan_of('table2', EXTRA='--dataset CIFAR100', JOBS='2')
     run_list.Runner(plan).fetch_data()
     assert calls == [['-c', run_list.FETCH, 'CIFAR100', '/home/sets']]
+
+
+def test_a_download_that_fails_ends_with_its_status(monkeypatch, capsys):
+    def fail(dataset, root):
+        raise UserError(f'{root}: no space for {dataset}', 3)
+
+    monkeypatch.setattr(data, 'open_sets', fail)
+    monkeypatch.setattr(sys, 'argv', ['-c', 'CIFAR10', '/sets'])
+    with pytest.raises(SystemExit) as e:
+        exec(run_list.FETCH)  # noqa: S102
+    assert e.value.code == 3
+    assert capsys.readouterr().err == 'cifar.py: error: /sets: no space for CIFAR10\n'
+
+
+def test_a_stop_waits_for_all_runs_after_telling_all():
+    """What the first still writes does not delay the second."""
+    calls = []
+
+    class Process:
+        def __init__(self, name):
+            self.terminate = lambda: calls.append(f'terminate {name}')
+            self.wait = lambda: calls.append(f'wait {name}')
+
+    runner = run_list.Runner(plan_of('table2', JOBS='2'))
+    runner.running = {0: (None, Process('a')), 1: (None, Process('b'))}
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    runner.stop()
+    assert calls == ['terminate a', 'terminate b', 'wait a', 'wait b']
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_extra_is_for_the_test_of_a_net_too():

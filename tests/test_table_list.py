@@ -290,6 +290,7 @@ def test_paths_are_the_callers_and_extra_comes_last(tmp_path):
     [
         ('table1', {'JOBS': '0'}, 'JOBS=0'),
         ('table1', {'SEEDS': '0,1'}, 'SEEDS=0,1'),
+        ('table1', {'SEEDS': '01'}, 'SEEDS=01'),
         ('table2', {'EPOCHS': 'ten'}, 'EPOCHS=ten'),
         ('table2', {'ONLY': 'wrn nin*', 'DATAROOT': str(ROOT)}, 'ONLY=wrn nin*'),
         ('table1', {'ONLY': '*wrn_16_*'}, 'but not its teacher, wrn_40_1_seed0'),

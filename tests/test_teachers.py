@@ -75,6 +75,13 @@ def test_an_accuracy_that_a_sound_net_would_not_have_is_noticed(acc, expected, w
     assert bool(error) == bool(warning)
 
 
+def test_chance_is_known_more_exactly_for_many_classes(capsys):
+    """At 1 % three standard errors of 400 images are 1.49 points."""
+    for acc, warned in (2.48, True), (2.50, False):
+        teachers.warn_of_accuracy('teacher x', a_net(100), acc, 400)
+        assert bool(capsys.readouterr().err) == warned
+
+
 def test_a_student_of_its_teachers_shape_draws_other_initial_values():
     def drawn(teacher=None, **options):
         opt = argparse.Namespace(**{'seed': 0, 'depth': 10, 'width': 1.0} | options)
