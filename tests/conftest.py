@@ -1,6 +1,12 @@
+import multiprocessing
 import os
+import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from programs import ForkedPopen
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -12,3 +18,12 @@ os.environ['OMP_NUM_THREADS'] = '1'
 # for its own processes. Kept in the environment, as the processes of pytest-xdist inherit it.
 os.environ.setdefault('GPU_OF_TESTS', os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))
 os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+
+@pytest.fixture
+def forked_scripts(monkeypatch):
+    """Fork the Python scripts that the test starts, see programs.py; kill those that it leaves."""
+    monkeypatch.setattr(subprocess, 'Popen', ForkedPopen)
+    yield
+    for process in multiprocessing.active_children():
+        process.kill()

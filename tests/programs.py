@@ -1,40 +1,129 @@
-"""Runs a script of this repository as a process of its own, without the seconds of importing torch:
-the process is forked from a server that has imported it, and has done nothing else."""
+"""Runs Python scripts as processes of their own, without the seconds of importing torch: they are
+forked from a server that has imported it, and has done nothing else."""
 
+import contextlib
 import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import runpy
 import subprocess
 import sys
-import tempfile
+import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+IMPORTED = 'torch torch._dynamo torch.distributed torchnet hickle cv2 tqdm'
+IMPORTED += ' torch.utils.flop_counter'
 
 _processes = multiprocessing.get_context('forkserver')
-_processes.set_forkserver_preload(
-    ['torch', 'torch._dynamo', 'torchnet', 'hickle', 'cv2', 'tqdm', 'torch.utils.flop_counter']
-)
+_processes.set_forkserver_preload(IMPORTED.split())
+
+
+class ForkedPopen(subprocess.Popen):
+    """subprocess.Popen, whose `python script.py` and `python -m torch.distributed.*` are forked.
+
+    The process has the given arguments, environment, folder and streams, and it ends and is killed
+    as any other. What it starts itself is forked too. OMP_NUM_THREADS is that of the server.
+    """
+
+    def __init__(self, args, *more, start_new_session=False, **options):
+        self._forked, self._session = None, start_new_session
+        super().__init__(args, *more, start_new_session=start_new_session, **options)
+
+    def _execute_child(self, args, *more):
+        """What subprocess.Popen calls, to start the process in its three streams."""
+        words = list(map(os.fspath, args)) if isinstance(args, (list, tuple)) else [args]
+        if not can_be_forked(words):
+            return super()._execute_child(args, *more)
+        cwd, env = more[4:6]
+        pipes = more[9:15]  # the two ends of stdin, stdout and stderr, or -1
+        ends = pipes[0], pipes[3], pipes[5]
+        # Each is a Connection only to be sent to the server.
+        streams = [Connection(os.dup(i if end < 0 else end)) for i, end in enumerate(ends)]
+        environment = dict(os.environ if env is None else env)
+        become = words, os.path.abspath(cwd or '.'), environment, streams, self._session
+        self._forked = _processes.Process(target=_become, args=become)
+        self._forked.start()
+        self.pid, self._child_created = self._forked.pid, True
+        self._close_pipe_fds(*pipes)
+
+    def _internal_poll(self, *more, **options):
+        """What subprocess.Popen calls, to see whether the process has ended."""
+        if not self._forked:
+            return super()._internal_poll(*more, **options)
+        self.returncode = self._forked.exitcode
+        return self.returncode
+
+    def _wait(self, timeout):
+        """What subprocess.Popen calls, to wait for the end of the process."""
+        if not self._forked:
+            return super()._wait(timeout)
+        self._forked.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+
+def can_be_forked(words):
+    """Whether a command is `python script.py` or `python -m torch.distributed.*`."""
+    if words[0] != sys.executable or len(words) == 1:
+        return False
+    words = [word for word in words[1:] if word != '-u']
+    return words[0].endswith('.py') or words[0] == '-m' and words[1].startswith('torch.distributed')
 
 
 def run_script(script, *options, cwd):
     """`python script options` in that folder, as subprocess.run returns it with its output."""
-    words = [str(ROOT / script), *map(str, options)]
-    with tempfile.TemporaryDirectory() as folder:
-        printed = [Path(folder) / name for name in ('stdout', 'stderr')]
-        process = _processes.Process(
-            target=_become, args=(words, str(cwd), printed, {**os.environ})
-        )
-        process.start()
-        process.join()
-        texts = [path.read_text() for path in printed]
-    return subprocess.CompletedProcess(words, process.exitcode, *texts)
+    words = [sys.executable, str(ROOT / script), *map(str, options)]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    with ForkedPopen(words, cwd=cwd, **pipes) as process:
+        texts = process.communicate()
+    return subprocess.CompletedProcess(words, process.returncode, *texts)
 
 
-def _become(words, cwd, printed, environment):
-    for stream, path in enumerate(printed, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+def ranks_in(folder):
+    """{rank: process id} of torchrun's forked processes in that folder."""
+    found = {}
+    for comm in Path('/proc').glob('[0-9]*/comm'):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            name, _, rank = comm.read_text().strip().partition('.py ')
+            if name and rank.isdecimal() and os.readlink(comm.parent / 'cwd') == str(folder):
+                found[int(rank)] = int(comm.parent.name)
+    return found
+
+
+def _become(words, cwd, environment, streams, session):
+    """Be the process of that command, in a fork of the server."""
+    if session:
+        os.setsid()
+    for number, stream in enumerate(streams):
+        os.dup2(stream.fileno(), number)
+        stream.close()
+    os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
-    runpy.run_path(words[0], run_name='__main__')
+    unbuffered = words[1] == '-u' or bool(environment.get('PYTHONUNBUFFERED'))
+    sys.stdout.reconfigure(line_buffering=unbuffered)
+    subprocess.Popen = ForkedPopen
+    # What this process starts comes from the server too, and not from another one.
+    multiprocessing.forkserver._forkserver.ensure_running = lambda: None
+    multiprocessing.resource_tracker._resource_tracker._fd = None  # it gets its own when needed
+    script, *options = words[1 + (words[1] == '-u') :]
+    # Without the folders that pytest has added, but for this file's, which a fork needs to import.
+    folders = {str(ROOT / name) for name in ('', 'tests', 'scripts', 'examples')}
+    own = cwd if script == '-m' else str(Path(script).parent)
+    sys.path = [own, *(path for path in sys.path if path not in folders), str(ROOT / 'tests')]
+    with contextlib.suppress(OSError):  # /proc/PID/cmdline remains the server's
+        Path('/proc/self/comm').write_text(f'{Path(script).name} {environment.get("RANK")}')
+    try:
+        if script == '-m':
+            sys.argv = options
+            runpy.run_module(options[0], run_name='__main__', alter_sys=True)
+        else:
+            sys.argv = [script, *options]
+            runpy.run_path(script, run_name='__main__')
+    except Exception as e:  # noqa: BLE001, ends as a script does
+        traceback.print_exception(e.with_traceback(e.__traceback__.tb_next))  # without this file
+        sys.exit(1)

@@ -1,7 +1,6 @@
 """imagenet.py as its users meet it, on a tiny tree of photographs: training, fine-tuning, kills
 inside epochs, several processes."""
 
-import contextlib
 import json
 import os
 import random
@@ -25,6 +24,7 @@ import cifar
 import imagenet
 import resnet
 import utils
+from programs import ranks_in
 from samples import (
     AffineNet,
     evaluated,
@@ -40,6 +40,9 @@ from samples import (
 )
 from support import logs, names, program, runs, weights
 from support.program import UserError
+
+# test_imagenet_recipe.py has the same commands as processes that are not forked.
+pytestmark = pytest.mark.usefixtures('forked_scripts')
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = '--image_size 40 --width 0.25 --batch_size 12 --nthread 1'
@@ -481,12 +484,12 @@ def test_two_processes_stopped_inside_an_epoch_go_on_to_the_same_bits(home):
     path = home / 'logs/pair2/checkpoint.pt'
     while process.poll() is None and not path.exists():
         time.sleep(0.01)
-    for other in Path('/proc').glob('[0-9]*/cmdline'):  # torchrun and its ranks
-        with contextlib.suppress(OSError):
-            ours = os.readlink(other.parent / 'cwd') == str(home)
-            if ours and b'logs/pair2' in other.read_bytes():
-                os.kill(int(other.parent.name), signal.SIGKILL)
+    ranks = ranks_in(home)
+    assert ranks.keys() == {0, 1}
+    for pid in process.pid, *ranks.values():
+        os.kill(pid, signal.SIGKILL)
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
     checkpoint = runs.load_checkpoint(path)
     assert checkpoint['step'] > 0 and len(checkpoint['sums']) == 2
     time.sleep(1)
@@ -503,11 +506,7 @@ def test_a_signal_at_one_rank_stops_both_after_a_checkpoint(home):
     for line in process.stdout:
         if line.startswith('epoch 1/'):
             break
-    for other in Path('/proc').glob('[0-9]*'):
-        with contextlib.suppress(OSError):
-            ours = b'logs/signal_of_one' in (other / 'cmdline').read_bytes()
-            if ours and b'\0RANK=1\0' in (other / 'environ').read_bytes():
-                os.kill(int(other.name), signal.SIGTERM)
+    os.kill(ranks_in(home)[1], signal.SIGTERM)
     _, error = process.communicate(timeout=120)
     assert process.returncode != 0 and error.count('stopped by SIGTERM') == 1, error
     # The first rank, which got no signal.
