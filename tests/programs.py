@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = 'torch torch._dynamo torch.distributed torchnet hickle cv2 tqdm'
 IMPORTED += ' torch.utils.flop_counter'
 
-_processes = multiprocessing.get_context('forkserver')
-_processes.set_forkserver_preload(IMPORTED.split())
+PROCESSES = multiprocessing.get_context('forkserver')
+PROCESSES.set_forkserver_preload(IMPORTED.split())
 
 
 class ForkedPopen(subprocess.Popen):
@@ -44,7 +44,7 @@ class ForkedPopen(subprocess.Popen):
         streams = [Connection(os.dup(i if end < 0 else end)) for i, end in enumerate(ends)]
         environment = dict(os.environ if env is None else env)
         become = words, os.path.abspath(cwd or '.'), environment, streams, self._session
-        self._forked = _processes.Process(target=_become, args=become)
+        self._forked = PROCESSES.Process(target=_become, args=become)
         self._forked.start()
         self.pid, self._child_created = self._forked.pid, True
         self._close_pipe_fds(*pipes)

@@ -1,7 +1,6 @@
 """scripts/benchmark.py: what it counts, and that its table comes out, on a few images."""
 
 import json
-import subprocess
 import sys
 import weakref
 from collections import Counter
@@ -11,6 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from programs import PROCESSES
 from samples import make_photographs
 from support import devices
 
@@ -129,24 +129,22 @@ def test_compiled_step_is_the_one_that_cifar_compiles(monkeypatch):
     assert len(calls) == 2
 
 
-def test_table_has_a_row_for_each_variant(tmp_path):
+def test_table_has_a_row_for_each_variant(tmp_path, monkeypatch, capsys):
+    """With processes that are forked, not spawned, to save the seconds of importing torch."""
+    monkeypatch.setattr(benchmark.multiprocessing, 'get_context', lambda _: PROCESSES)
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path / 'cache'))
+    monkeypatch.chdir(tmp_path)
     command = (
         '--rounds 1 --steps 1 --batch_size 4 --images 8 --nthread 1 --device cpu --only a,b,e32,f'
     )
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / 'benchmark.py', *command.split(), '--json', 'b.json'],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    assert benchmark.program.call_main(benchmark.main, [*command.split(), '--json', 'b.json']) == 0
+    out, err = capsys.readouterr()
     rows = {r['variant']: r for r in json.loads((tmp_path / 'b.json').read_text())['rows']}
     assert list(rows) == ['a', 'b', 'e32', 'f32', 'f16']
     # Only progress comes beside the table.
-    assert {line.split()[0] for line in done.stderr.splitlines()} == {'starting', 'round'}
+    assert {line.split()[0] for line in err.splitlines()} == {'starting', 'round'}
     for name, row in rows.items():
-        assert f'{name:4}{row["what"]}' in done.stdout
+        assert f'{name:4}{row["what"]}' in out
         assert row['images_per_second'] > 0 and row['peak_memory'] > 5e7
     assert rows['e32']['share_of_bound'] == 1 and rows['f16']['share_of_bound'] is None
     assert rows['f32']['share_of_kept_bound'] == rows['f16']['share_of_kept_bound'] == 1

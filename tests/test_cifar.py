@@ -594,6 +594,7 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_others(home):
     assert log_of(one) == log_of(two)
 
 
+@pytest.mark.usefixtures('forked_scripts')
 @pytest.mark.parametrize('dtype, kills', [('float', 3), ('bfloat16', 2)])
 def test_killed_at_random_and_resumed_the_run_ends_in_the_same_bits(home, dtype, kills):
     options = f'--teacher_id teacher --beta 100 --alpha 0.5 --epochs 24 --dtype {dtype}'
@@ -638,6 +639,7 @@ def test_resume_takes_the_options_of_the_run_and_may_go_on_longer_or_elsewhere(h
     assert log_of(elsewhere, ('save', 'epochs')) == log_of(long, ('save', 'epochs'))
 
 
+@pytest.mark.usefixtures('forked_scripts')
 @pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_in_one_line_that_says_how_to_go_on(home, signum, status):
     run = start(home, f'--save logs/signal{status} --epochs 10000')
@@ -659,6 +661,7 @@ def test_a_signal_during_the_imports_ends_in_one_line(home, signum, status):
     assert (run.returncode, error.count('\n')) == (status, 1) and 'cifar.py: stopped' in error
 
 
+@pytest.mark.usefixtures('forked_scripts')
 def test_two_processes_do_not_train_in_one_folder(home):
     run = start(home, '--save logs/locked --epochs 10000')
     for line in run.stdout:

@@ -220,6 +220,7 @@ def free_port():
     return dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False).port
 
 
+@pytest.mark.usefixtures('forked_scripts')
 def test_a_broken_photograph_of_one_rank_is_told_once(tmp_path):
     make_photographs(tmp_path / 'set')
     file = tmp_path / 'set/train/city/3.jpg'

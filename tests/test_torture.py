@@ -1,14 +1,10 @@
 """A seeded part of torture.py, see there."""
 
-import subprocess
-import sys
-from pathlib import Path
+from programs import run_script
 
 
 def test_no_input_ends_badly(tmp_path):
     """In a process of its own, as one with threads cannot be forked safely."""
-    script = Path(__file__).parent / 'torture.py'
-    command = [sys.executable, script, '--rounds', '60', '--seed', '1']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_script('tests/torture.py', '--rounds', '60', '--seed', '1', cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert '60 inputs, 0 ended badly' in done.stdout
