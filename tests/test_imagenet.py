@@ -4,6 +4,7 @@ inside epochs, several processes."""
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -367,7 +368,7 @@ OFTEN = '--checkpoint_minutes 1e-6'  # a checkpoint after each step
 
 
 def test_killed_inside_epochs_and_resumed_the_run_ends_in_the_same_bits(home):
-    at = f'{AT} --batch_size 4 --image_size 64 --epochs 8 --epoch_step [3,6]'
+    at = f'{AT} --batch_size 4 --image_size 64 --epochs 4 --epoch_step [2,4]'
     assert command(home, at, '--save logs/whole').returncode == 0
     options = f'{at} --save logs/killed {OFTEN} --resume'
     rng, steps = random.Random(0), []
@@ -509,9 +510,10 @@ def test_a_signal_at_one_rank_stops_both_after_a_checkpoint(home):
     os.kill(ranks_in(home)[1], signal.SIGTERM)
     _, error = process.communicate(timeout=120)
     assert process.returncode != 0 and error.count('stopped by SIGTERM') == 1, error
-    # The first rank, which got no signal.
-    assert 'imagenet.py, rank 0: stopped by SIGTERM' in error
+    # The two stop at the same step, and the quicker one prints why.
+    assert re.search(r'imagenet\.py, rank [01]: stopped by SIGTERM', error), error
     assert 'the same command with --resume continues after step' in error
+    # The first rank, which got no signal, has written it.
     assert runs.load_checkpoint(folder)['step'] > 0
 
 
