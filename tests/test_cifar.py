@@ -735,15 +735,37 @@ def test_a_test_loss_that_is_not_finite_is_told(home, tmp_path, capsys, monkeypa
     assert 'the test loss is inf' in capsys.readouterr().err
 
 
+# cifar.py, which copies the run folder after the first epoch: what a kill at that moment leaves.
+COPYING = """
+import shutil, sys
+sys.path.insert(0, {root!r})
+import cifar
+from support import program, runs
+
+end_epoch = runs.Run.end_epoch
+
+def end_and_copy(run, *arguments):
+    end_epoch(run, *arguments)
+    if run.epoch == 1:
+        shutil.copytree(run.opt.save, {copy!r})
+
+runs.Run.end_epoch = end_and_copy
+sys.exit(program.call_main(cifar.main))
+"""
+
+
 @pytest.mark.parametrize('dtype, method', [('bfloat16', 'at'), ('float', 'factt')])
-def test_compiled_and_resumed_the_bits_are_those_of_a_compiled_run(home, dtype, method):
+def test_compiled_and_resumed_the_bits_are_those_of_a_compiled_run(home, dtype, method, tmp_path):
     if not shutil.which(os.environ.get('CXX', 'g++')):
         pytest.skip('no C++ compiler here')
     options = f'--teacher_id teacher --beta 100 --method {method} --dtype {dtype} --epoch_step [9]'
     names = 'compiled', 'parts', 'eager'
     whole, parts, eager = (home / f'logs/{name}_{dtype}_{method}' for name in names)
-    trained(home, '--save', whole, options, '--compile --epochs 2')
-    trained(home, '--save', parts, options, '--compile --epochs 1')
+    (tmp_path / 'copying.py').write_text(COPYING.format(root=str(ROOT), copy=str(parts)))
+    line = words('--save', whole, options, '--compile --epochs 2')
+    done = run_script(tmp_path / 'copying.py', *FOLDER, *NET, *line, cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert [r['epoch'] for r in records_of(parts)] == [1]
     done = trained(home, '--save', parts, options, '--compile --epochs 2 --resume')
     assert 'no working compiler' not in done.stderr
     assert same_weights(parts, whole)
