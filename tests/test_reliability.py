@@ -35,7 +35,7 @@ def check(*words, cwd):
 # ------------------------ kills
 
 
-def test_imagenet_killed_at_random_continues_with_the_same_bits(tmp_path):
+def test_imagenet_killed_at_random_continues_with_the_same_bits(tmp_path, forked_scripts):
     root = make_photographs(tmp_path / 'set', ('dark', 'light'), train=12, val=2)
     options = '--image_size 33 --batch_size 4 --checkpoint_minutes 1e-6 --nthread 1'
     words = ['--imagenetpath', root, '--kills', '1', '--epochs', '6', '--options', options]
@@ -152,7 +152,7 @@ def test_kills_that_lost_something_are_told(tmp_path):
 # ------------------------ memory
 
 
-def test_memory_after_each_epoch_is_told(tmp_path):
+def test_memory_after_each_epoch_is_told(tmp_path, forked_scripts):
     root = make_photographs(tmp_path / 'set', ('a', 'b'), train=4, val=2)
     words = ['--imagenetpath', root, '--epochs', '20', '--json', 'memory.json']
     options = '--image_size 33 --width 0.1 --batch_size 8 --nthread 1 --device cpu'
