@@ -14,9 +14,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 # make tiny tensors a hundred times slower on a busy machine, and tests run side by side.
 os.environ['OMP_NUM_THREADS'] = '1'
 
-# torch.compile compiles in its own process, not in workers that import torch first.
-os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = '1'
-
 # The suite tests the CPU, where a command gives the same bits again; test_gpu.py takes the GPU back
 # for its own processes. Kept in the environment, as the processes of pytest-xdist inherit it.
 os.environ.setdefault('GPU_OF_TESTS', os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))
