@@ -151,8 +151,9 @@ def test_table_has_a_row_for_each_variant(tmp_path, monkeypatch, capsys):
     assert rows['a']['ratio_to_a'] == 1
 
 
-def test_error_of_a_variant_is_printed(capsys):
+def test_error_of_a_variant_is_printed(capsys, monkeypatch):
     """The batch is too large for any memory."""
+    monkeypatch.setattr(benchmark.multiprocessing, 'get_context', lambda _: PROCESSES)
     words = f'--rounds 1 --steps 1 --batch_size {10**9} --images {10**9} --device cpu --only b'
     assert benchmark.program.call_main(benchmark.main, words.split()) == 1
     error = capsys.readouterr().err
