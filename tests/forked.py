@@ -64,7 +64,7 @@ def _run(writer, f, arguments, memory):
             answer = 'value', f(*arguments)
         except UserError as e:
             answer = 'refused', str(e)
-        except BaseException:  # noqa: BLE001, told to the parent
+        except BaseException:  # noqa: BLE001, sent to the parent
             answer = 'error', traceback.format_exc()
         _write(writer, pickle.dumps(answer))
         os._exit(0)

@@ -50,9 +50,9 @@ def start(script, **given):
 
 def finish(script, **given):
     """(exit status, stdout, stderr) of the script."""
-    begun = start(script, **given)
-    out, err = begun.communicate()
-    return begun.returncode, out, err
+    process = start(script, **given)
+    out, err = process.communicate()
+    return process.returncode, out, err
 
 
 def commands(script, **given):

@@ -496,14 +496,14 @@ def test_adapters_train_resume_and_stay_out_of_the_weights(home):
     shapes = {f'group{i}': (16 * 2**i, 8 * 2**i, 1, 1) for i in range(3)}
     assert {k: v.shape for k, v in a.items()} == shapes
     assert all(torch.equal(a[k], b[k]) for k in a)
-    begun = home / 'logs/factt_begun'
-    trained(home, '--save', begun, options, '--epochs 0')
-    initial = runs.load_checkpoint(begun)['adapters']
+    untrained = home / 'logs/factt_begun'
+    trained(home, '--save', untrained, options, '--epochs 0')
+    initial = runs.load_checkpoint(untrained)['adapters']
     assert all((a[k] - initial[k]).abs().max() > 1e-3 for k in a)
 
 
 @pytest.mark.parametrize('method', ['grad', 'sym'])
-def test_what_differentiates_twice_goes_on_to_the_same_bits(home, method):
+def test_what_differentiates_twice_continues_to_the_same_bits(home, method):
     options = f'--method {method} --beta 10 --epoch_step [9] --compile'
     options += ' --teacher_id teacher' if method == 'grad' else ''
     whole, parts = home / f'logs/{method}_whole', home / f'logs/{method}_parts'
@@ -517,7 +517,7 @@ def test_what_differentiates_twice_goes_on_to_the_same_bits(home, method):
     assert records_of(whole)[-1]['compile'] is False
 
 
-def test_a_checkpoint_from_before_adapters_goes_on(home):
+def test_a_checkpoint_from_before_adapters_continues(home):
     run = home / 'logs/old'
     trained(home, '--save', run, '--epochs 1')
     checkpoint = runs.load_checkpoint(run)
@@ -629,7 +629,7 @@ def test_killed_between_its_files_a_run_agrees_with_its_checkpoint_again(home):
     assert times == {f: f.stat().st_mtime_ns for f in folder.iterdir()}  # finished: untouched
 
 
-def test_resume_takes_the_options_of_the_run_and_may_go_on_longer_or_elsewhere(home):
+def test_resume_takes_the_options_of_the_run_and_may_continue_longer_or_elsewhere(home):
     short, long, elsewhere = (home / f'logs/{name}' for name in ('short', 'long', 'elsewhere'))
     for folder, epochs in (short, 1), (long, 2):
         trained(home, '--save', folder, f'--epochs {epochs} --epoch_step [3] --seed 3')
@@ -641,7 +641,7 @@ def test_resume_takes_the_options_of_the_run_and_may_go_on_longer_or_elsewhere(h
 
 @pytest.mark.usefixtures('forked_scripts')
 @pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_in_one_line_that_says_how_to_go_on(home, signum, status):
+def test_a_signal_ends_in_one_line_that_says_how_to_continue(home, signum, status):
     run = start(home, f'--save logs/signal{status} --epochs 10000')
     for line in run.stdout:
         if line.startswith('epoch 2/'):
@@ -725,7 +725,7 @@ def test_a_loss_that_becomes_nan_keeps_the_last_good_epoch(home, tmp_path, capsy
     assert runs.load_checkpoint(save)['epoch'] == len(records_of(save)) == 1
 
 
-def test_a_test_loss_that_is_not_finite_is_told(home, tmp_path, capsys, monkeypatch):
+def test_a_test_loss_that_is_not_finite_is_reported(home, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setattr(cifar, 'test', lambda *_: (math.inf, 50.0))
     save = tmp_path / 'run'
@@ -777,7 +777,7 @@ def test_compiled_and_resumed_the_bits_are_those_of_a_compiled_run(home, dtype, 
     assert losses[0] == pytest.approx(losses[1], rel=1e-4 if dtype == 'float' else 0.02)
 
 
-def test_without_a_compiler_the_run_goes_on(home, tmp_path):
+def test_without_a_compiler_the_run_continues(home, tmp_path):
     env = os.environ | {'CXX': str(tmp_path / 'none')}
     env['TORCHINDUCTOR_CACHE_DIR'] = str(tmp_path / 'cache')
     argv = arguments('--save logs/no_compiler --compile --epochs 1')
@@ -1001,7 +1001,7 @@ def test_what_may_not_be_read_is_named(home, tmp_path):
     os.chmod(locked, 0o755)
 
 
-def test_a_run_of_no_epochs_goes_on_with_the_drops_of_its_new_length(home):
+def test_a_run_of_no_epochs_continues_with_the_drops_of_its_new_length(home):
     trained(home, '--save logs/nothing --epochs 0')
     done = trained(home, '--save logs/nothing --epochs 4 --resume')
     assert 'in place of' not in done.stdout
@@ -1010,7 +1010,7 @@ def test_a_run_of_no_epochs_goes_on_with_the_drops_of_its_new_length(home):
     assert records[0]['epoch_step'] == [2, 3, 4]
 
 
-def test_a_resumed_run_on_other_classes_is_told_of_the_data(home, tmp_path, capsys, monkeypatch):
+def test_a_resumed_run_on_other_classes_names_the_data(home, tmp_path, capsys, monkeypatch):
     make_images(tmp_path / 'two', per_class=8, classes=('cat', 'dog'))
     options = ['--save', 'logs/teacher', '--epochs', '3', '--width', '1', '--resume']
     error = in_process(home, [*options, '--dataroot', str(tmp_path / 'two')], capsys, monkeypatch)
@@ -1101,7 +1101,7 @@ def test_batches_of_one_image_train_if_batch_norm_has_more_values():
             check(wrn, 4, n, batch_size=batch_size, ngpu=ngpu)
 
 
-def test_other_data_or_another_teacher_cannot_go_on(home, tmp_path, capsys, monkeypatch):
+def test_other_data_or_another_teacher_cannot_continue(home, tmp_path, capsys, monkeypatch):
     trained(home, '--save logs/facts --teacher_id teacher --epochs 1')
     shutil.copytree(home / 'set', tmp_path / 'set')
     cv2.imwrite(str(tmp_path / 'set/train/cat/000.png'), np.zeros((12, 12, 3), np.uint8))

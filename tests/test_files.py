@@ -73,7 +73,7 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path):
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['log.txt']
 
 
-def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
+def test_the_old_file_is_there_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / 'log.txt'
     files.write_text(path, 'old')
     files.write_atomically(
@@ -87,7 +87,7 @@ def test_a_folder_that_is_gone_is_said(tmp_path):
         files.write_text(tmp_path / 'gone' / 'log.txt', 'x')
 
 
-def test_text_is_utf_8_whatever_the_locale(tmp_path):
+def test_text_is_utf_8_in_any_locale(tmp_path):
     files.write_text(tmp_path / 'log.txt', '猫\udce9\n')
     assert (tmp_path / 'log.txt').read_bytes() == '猫'.encode() + b'\xe9\n'
 
@@ -171,7 +171,7 @@ def test_a_folder_is_locked_until_its_descriptor_is_closed(tmp_path):
 @pytest.mark.parametrize(
     'number', [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF]
 )
-def test_without_locks_the_run_goes_on_with_one_warning(number, tmp_path, monkeypatch, capsys):
+def test_without_locks_the_run_continues_with_one_warning(number, tmp_path, monkeypatch, capsys):
     failing_flock(monkeypatch, number)
     for _ in range(2):
         os.close(files.lock_folder(tmp_path))
@@ -179,7 +179,7 @@ def test_without_locks_the_run_goes_on_with_one_warning(number, tmp_path, monkey
     assert os.strerror(number) in warning and 'no second process' in warning
 
 
-def test_without_the_module_of_locks_the_run_goes_on_too(tmp_path, monkeypatch, capsys):
+def test_without_the_module_of_locks_the_run_continues_too(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(files, 'fcntl', None)  # as on Windows
     os.close(files.lock_folder(tmp_path))
     assert 'does not support locks' in capsys.readouterr().err

@@ -195,7 +195,7 @@ def test_the_accuracy_in_a_log_is_of_its_validate_alone(held_out, known):
     assert imagenet.known_accuracy('logs/x', net, opt) == known
 
 
-def test_fine_tuning_takes_plain_crops_and_older_runs_go_on_as_they_began(home, run, capsys):
+def test_fine_tuning_takes_plain_crops_and_older_runs_continue_as_they_started(home, run, capsys):
     weights.save_params(home / 'small.hkl', resnet.resnet(18, 0.25, 3)[1])
     tune = '--student_params small.hkl --finetune --epoch_step [9] --lr 1e-3'
 
@@ -391,7 +391,7 @@ def test_killed_inside_epochs_and_resumed_the_run_ends_in_the_same_bits(home):
 
 
 @pytest.mark.parametrize('signum, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(home, signum, status):
+def test_a_signal_writes_a_checkpoint_and_says_how_to_continue(home, signum, status):
     folder = home / f'logs/signal{status}'
     process = started(home, AT, '--epochs 1000 --save', folder)
     for line in process.stdout:
@@ -417,7 +417,7 @@ def test_a_stop_while_a_checkpoint_is_written_does_not_promise_it(run, monkeypat
         signal.signal(signum, handler)
 
 
-def test_sigusr1_writes_a_checkpoint_and_goes_on(home):
+def test_sigusr1_writes_a_checkpoint_and_continues(home):
     folder = home / 'logs/usr1'
     process = started(home, AT, '--epochs 1000 --save', folder)
     for line in process.stdout:
@@ -433,7 +433,7 @@ def test_sigusr1_writes_a_checkpoint_and_goes_on(home):
     process.communicate()
 
 
-def test_momentum_goes_on_inside_the_epoch_of_a_drop(home, run, monkeypatch):
+def test_momentum_continues_inside_the_epoch_of_a_drop(home, run, monkeypatch):
     """Stopped after step 2 of epoch 2, whose start restarted the momentum."""
     options = f'{AT} --epochs 2 --epoch_step [2] --lr_decay_ratio 1'
     assert run(options, '--save logs/drop') == 0
@@ -476,7 +476,7 @@ def test_two_processes_are_one_with_the_same_batch(home):
     assert b[-1]['processes'] == 2
 
 
-def test_two_processes_stopped_inside_an_epoch_go_on_to_the_same_bits(home):
+def test_two_processes_stopped_inside_an_epoch_continue_to_the_same_bits(home):
     options = f'{AT} --batch_size 4 --epochs 2 --epoch_step [2] --image_size 64'
     done = command(home, options, '--save logs/pair', processes=2)
     assert done.returncode == 0, done.stderr
@@ -517,7 +517,7 @@ def test_a_signal_at_one_rank_stops_both_after_a_checkpoint(home):
     assert runs.load_checkpoint(folder)['step'] > 0
 
 
-def test_a_mistake_is_told_by_one_process(home):
+def test_a_mistake_is_reported_by_one_process(home):
     """Every rank finds a wrong file or option, but only one of them finds a broken image."""
     weights.save_params(home / 'small.hkl', resnet.wrn(10, 1, 4)[1])
     shutil.copytree(home / 'set', home / 'cut')
@@ -530,9 +530,9 @@ def test_a_mistake_is_told_by_one_process(home):
         ('--imagenetpath cut --check_images', '1 images are broken'),
     ):
         done = command(home, options, '--save logs/mistaken', processes=2)
-        told = [line for line in done.stderr.splitlines() if ': error: ' in line]
-        assert done.returncode != 0 and len(told) == 1, done.stderr
-        assert told[0].startswith('imagenet.py, rank 0: error: ') and named in told[0]
+        printed = [line for line in done.stderr.splitlines() if ': error: ' in line]
+        assert done.returncode != 0 and len(printed) == 1, done.stderr
+        assert printed[0].startswith('imagenet.py, rank 0: error: ') and named in printed[0]
         # torchrun ends in a traceback of its own.
         assert 'imagenet.py", line' not in done.stderr and not (home / 'logs/mistaken').exists()
 
@@ -626,7 +626,7 @@ def test_resumed_with_groups_and_a_fraction_of_width(home, run, capsys):
     assert not torch.equal(a['conv0'], b['conv0'])
 
 
-def test_from_inside_an_epoch_a_run_goes_on_in_another_folder(home, run, monkeypatch, capsys):
+def test_from_inside_an_epoch_a_run_continues_in_another_folder(home, run, monkeypatch, capsys):
     save, seen = runs.save_checkpoint, []
 
     def stop_at_the_third(folder, checkpoint):

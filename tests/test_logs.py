@@ -26,7 +26,7 @@ from support.program import UserError
         (f'[10:00] {LINE}\n', [1]),
     ],
 )
-def test_whole_lines_of_a_log_are_read(text, epochs, tmp_path):
+def test_complete_lines_of_a_log_are_read(text, epochs, tmp_path):
     (tmp_path / 'log.txt').write_text(text)
     assert [r['epoch'] for r in logs.read_log(tmp_path / 'log.txt')] == epochs
 
@@ -45,7 +45,7 @@ def test_published_logs_are_read(tmp_path):
     [b'', b'\n', b'\x00\xff\xfe', LINE[:-1].encode()]
     + [b'json_stats: ' + b'[' * 100_000, b'json_stats: null'],
 )
-def test_a_log_without_a_whole_line_is_refused(raw, tmp_path):
+def test_a_log_without_a_complete_line_is_refused(raw, tmp_path):
     (tmp_path / 'log.txt').write_bytes(raw)
     with pytest.raises(UserError, match=r'log\.txt'):
         logs.read_log(tmp_path / 'log.txt')

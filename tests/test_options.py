@@ -57,7 +57,7 @@ def test_epoch_lists_are_rising_positive_whole_numbers():
             options.rising_epochs(text)
 
 
-def test_the_parser_tells_what_was_given():
+def test_the_parser_knows_what_was_given():
     opt, given_ = a_parser().parse(['--lr=0.1', '--epoch_step', '[2,3]', '--cuda', '--resume'])
     assert given_ == {'lr', 'epoch_step', 'cuda', 'resume'}
     assert opt.lr == 0.1 and opt.epoch_step == [2, 3] and opt.resume is True and opt.epochs == 200

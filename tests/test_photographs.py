@@ -272,7 +272,7 @@ def test_validate_holds_out_of_each_class_its_share(n, held_out, tmp_path):
     assert len(whole.val.files) == 6 and all('/val/' in file for file in whole.val.files)
 
 
-def test_validate_holds_out_the_same_images_whatever_the_seed(tmp_path):
+def test_validate_holds_out_the_same_images_for_any_seed(tmp_path):
     root = make_uneven(tmp_path / 'set')
     first = opened(root, 6, seed=0)
     torch.manual_seed(5), np.random.seed(5)

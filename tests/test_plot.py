@@ -62,7 +62,7 @@ def falling(end, epochs=20):
 # ------------------------ tables and files
 
 
-def test_plot_shows_the_runs_and_tells_where_they_ended(tmp_path, capsys):
+def test_plot_shows_the_runs_and_says_where_they_ended(tmp_path, capsys):
     runs = [make_run(tmp_path / 'teacher'), make_run(tmp_path / 'student', seed=1, epochs=2)]
     plot.main(
         [str(runs[0]), str(runs[1] / 'log.txt'), '--save', str(tmp_path / 'new' / 'curves.png')]
@@ -288,7 +288,7 @@ def test_stretches_of_the_paper_and_their_shares_of_other_schedules():
         assert all(e < drop for e in plot.stretches(epochs)[0])
 
 
-def test_paper_figure_tells_and_draws_means_over_the_stretches(tmp_path, capsys):
+def test_paper_figure_prints_and_draws_means_over_the_ranges(tmp_path, capsys):
     errors = np.random.default_rng(0).uniform(5, 30, (3, 200))
     runs = [make_log(tmp_path / f'run{i}', e, 200) for i, e in enumerate(errors)]
     save = tmp_path / 'figure.svg'
@@ -355,8 +355,8 @@ def test_paper_numbers_stand_only_beside_its_own_schedule_and_finished_stretches
     assert not names_paper(said(errors, 200, [100, 150]))
     short = said(np.linspace(50, 10, 10), 10)
     assert not names_paper(short) and [c.strip() for c in short[0].split('|')][2:4] == ['3', '4-5']
-    begun = said(errors[:120], 200)
-    assert [c.strip() for c in begun[2].split('|')][4:6] == ['—', '—'] and '—' not in begun[3]
+    early = said(errors[:120], 200)
+    assert [c.strip() for c in early[2].split('|')][4:6] == ['—', '—'] and '—' not in early[3]
 
 
 def test_paper_figure_refuses_in_one_line(tmp_path, capsys):

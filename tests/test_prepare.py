@@ -237,12 +237,12 @@ CUB_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize('name, old, new, told', CUB_MISTAKES)
-def test_a_wrong_line_of_cub_is_named(tmp_path, capsys, name, old, new, told):
+@pytest.mark.parametrize('name, old, new, reason', CUB_MISTAKES)
+def test_a_wrong_line_of_cub_is_named(tmp_path, capsys, name, old, new, reason):
     root = make_cub(tmp_path / 'cub')
     edit(root / f'{name}.txt', old, new)
     said = refused(capsys, tmp_path, prepare_cub, root, tmp_path / 'out')
-    assert told in said and 'unpack CUB_200_2011.tgz again' in said
+    assert reason in said and 'unpack CUB_200_2011.tgz again' in said
 
 
 def test_cub_is_refused_in_one_line(tmp_path, capsys):
@@ -348,12 +348,12 @@ SCENE_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize('name, old, new, told', SCENE_MISTAKES)
-def test_a_wrong_line_of_scenes_is_named(tmp_path, capsys, name, old, new, told):
+@pytest.mark.parametrize('name, old, new, reason', SCENE_MISTAKES)
+def test_a_wrong_line_of_scenes_is_named(tmp_path, capsys, name, old, new, reason):
     root = make_scenes(tmp_path / 'mit')
     edit(root / name, old, new)
     said = refused(capsys, tmp_path, prepare_scenes, root, tmp_path / 'out', '--skip_broken')
-    assert name in said and told in said
+    assert name in said and reason in said
 
 
 def test_scenes_are_refused_in_one_line(tmp_path, capsys):
@@ -387,7 +387,7 @@ def test_a_scene_named_twice_in_one_list_is_copied_once(tmp_path):
 
 
 @pytest.mark.parametrize('tool, make', [(prepare_cub, make_cub), (prepare_scenes, make_scenes)])
-def test_a_stopped_run_goes_on_where_it_was(tmp_path, capsys, monkeypatch, tool, make):
+def test_a_stopped_run_continues_where_it_was(tmp_path, capsys, monkeypatch, tool, make):
     root, out, whole = make(tmp_path / 'set', n=5), tmp_path / 'out', tmp_path / 'whole'
     assert run(tool, root, whole) == 0
     write, count = prepare.write_atomically, []
@@ -544,7 +544,7 @@ def test_links_leave_the_flat_folder_as_it_is(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize('call', ['link', 'unlink'])
 @pytest.mark.parametrize('after', [0, 4])
 @pytest.mark.parametrize('links', [False, True])
-def test_an_interrupted_move_loses_nothing_and_goes_on(call, after, links, tmp_path, monkeypatch):
+def test_an_interrupted_move_loses_nothing_and_continues(call, after, links, tmp_path, monkeypatch):
     """A crash before each system call; photographs may be links themselves."""
     flat, labels, photographs = make_flat(tmp_path / 'set')
     if links:

@@ -126,7 +126,7 @@ def test_a_reader_that_leaves_stops_nothing(unbuffered, shell, tmp_path):
     assert (tmp_path / 'written').exists()
 
 
-def test_a_full_disk_behind_stdout_is_told_and_stops_nothing(shell, tmp_path):
+def test_a_full_disk_behind_stdout_is_reported_and_stops_nothing(shell, tmp_path):
     done = shell('$P < /dev/null > /dev/full')
     assert done.returncode == 1 and (tmp_path / 'written').exists()
     error = done.stderr.removeprefix(b'bar\r').decode().splitlines()

@@ -99,7 +99,7 @@ def lines_of(done):
 
 
 @pytest.mark.parametrize('which', ['first', 'second', 'each'])
-def test_one_rank_tells_its_mistake_and_all_end_with_its_status(both, which):
+def test_one_rank_prints_its_mistake_and_all_end_with_its_status(both, which):
     done = both(f'{which} error')
     assert [d.returncode for d in done] == [1, 1]
     (line,) = lines_of(done[0]) + lines_of(done[1])
@@ -221,7 +221,7 @@ def free_port():
 
 
 @pytest.mark.usefixtures('forked_scripts')
-def test_a_broken_photograph_of_one_rank_is_told_once(tmp_path):
+def test_a_broken_photograph_of_one_rank_is_reported_once(tmp_path):
     make_photographs(tmp_path / 'set')
     file = tmp_path / 'set/train/city/3.jpg'
     file.write_bytes(file.read_bytes()[:200])

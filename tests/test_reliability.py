@@ -129,7 +129,7 @@ def test_the_small_disk_is_full_after_three_runs(tmp_path):
     assert not any(disk.iterdir())
 
 
-def test_kills_that_lost_something_are_told(tmp_path):
+def test_kills_that_lost_something_are_reported(tmp_path):
     whole = make_run(tmp_path / 'whole')
     for name in 'killed', 'other_log', 'other_weights':
         shutil.copytree(whole, tmp_path / name)
@@ -144,15 +144,15 @@ def test_kills_that_lost_something_are_told(tmp_path):
     params['fc.bias'][0] += 1e-7
     weights.save_params(tmp_path / 'other_weights/model.hkl', params)
     for name in 'other_log', 'other_weights':
-        with pytest.raises(UserError, match='differs') as told:
+        with pytest.raises(UserError, match='differs') as reported:
             reliability.compare(whole, tmp_path / name)
-        assert told.value.status == 1
+        assert reported.value.status == 1
 
 
 # ------------------------ memory
 
 
-def test_memory_after_each_epoch_is_told(tmp_path, forked_scripts):
+def test_memory_after_each_epoch_is_reported(tmp_path, forked_scripts):
     root = make_photographs(tmp_path / 'set', ('a', 'b'), train=4, val=2)
     words = ['--imagenetpath', root, '--epochs', '20', '--json', 'memory.json']
     options = '--image_size 33 --width 0.1 --batch_size 8 --nthread 1 --device cpu'
@@ -176,7 +176,7 @@ def test_resident_memory_is_that_of_the_process():
     assert abs(grown - 80e6) < 8e6
 
 
-def test_memory_that_leaks_is_told_from_memory_that_settles():
+def test_memory_that_leaks_is_distinguished_from_memory_that_settles():
     settles = [600, 700] + 4 * [710] + 14 * [720]
     assert not reliability.grows(settles)
     assert not reliability.grows([size + 3 * (i % 2) for i, size in enumerate(settles)])
@@ -185,7 +185,7 @@ def test_memory_that_leaks_is_told_from_memory_that_settles():
     assert not reliability.grows(settles[::-1])
 
 
-def test_a_run_that_ends_early_is_told():
+def test_a_run_that_ends_early_is_reported():
     words = [sys.executable, '-c', 'print("epoch 1/2", flush=True)']
     with pytest.raises(UserError, match='ended early'):
         reliability.watch(words, 2)

@@ -79,7 +79,7 @@ def test_a_repeated_command_writes_what_is_missing(photos, tmp_path, capsys):
     assert '15 photographs, 4 of them written now' in capsys.readouterr().out
 
 
-def test_mistakes_are_told_in_one_line_and_change_nothing(photos, tmp_path, capsys):
+def test_mistakes_are_reported_in_one_line_and_change_nothing(photos, tmp_path, capsys):
     main, copy = resize_photographs.main, tmp_path / 'copy'
     before = contents(photos)
     assert 'there is no folder' in refused(main, [tmp_path / 'none', copy], capsys)

@@ -59,7 +59,7 @@ def test_the_stored_teacher_counts_if_another_is_given(home):
     assert records_of(Path('run'))[-1]['teacher_id'] == 'nets/teacher'
 
 
-def test_a_run_goes_on_from_another_working_directory(home, monkeypatch):
+def test_a_run_continues_from_another_working_directory(home, monkeypatch):
     Path('logs').mkdir()
     Path('nets/teacher').rename('logs/teacher')
     assert train('--epochs 1 --save run --teacher_id teacher') == 0
@@ -128,7 +128,7 @@ def test_a_folder_that_is_replaced_while_a_run_trains_in_it_is_left_alone(home, 
         assert not Path('run').exists()
 
 
-def test_a_run_of_no_epochs_goes_on_at_the_full_rate(home, monkeypatch):
+def test_a_run_of_no_epochs_continues_at_the_full_rate(home, monkeypatch):
     rates = []
     step = torch.optim.SGD.step
 

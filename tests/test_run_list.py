@@ -100,12 +100,12 @@ def test_a_stop_does_not_wait_for_the_test_of_a_net(fake, tmp_path):
     weights = tmp_path / 'a.hkl'
     weights.touch()
     given |= {'IMAGENET': str(tmp_path), 'SEEDS': '0', 'TEACHER_PARAMS': str(weights)}
-    begun = start('table5', **given, PAUSE='8')
+    process = start('table5', **given, PAUSE='8')
     until(calls)
     time.sleep(0.2)  # its trap stands
-    begun.send_signal(signal.SIGTERM)
-    begun.communicate()
-    assert begun.returncode == 143 and calls()[-1] == 'stopped'
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143 and calls()[-1] == 'stopped'
     assert not [f for f in Path(given['LOGS']).iterdir() if f.suffix == '.txt']
 
 
@@ -153,10 +153,10 @@ def test_a_run_that_fails_stops_the_script_with_its_name(fake, jobs):
     status, out, err = finish('table2', **given, PAUSE='0.2')
     assert status == 3 and 'made to fail' in err
     assert 'table2.sh: error: the run at_wrn_16_1_from_wrn_16_2_seed0 failed, exit status 3' in err
-    begun = [c.split()[1] for c in calls() if c.startswith('begin')]
+    started = [c.split()[1] for c in calls() if c.startswith('begin')]
     over = [c.split()[1] for c in calls() if c.startswith(('end', 'stopped'))]
-    assert sorted(over) == sorted(set(begun) - {given['FAIL']}), 'nothing runs on'
-    assert 'tool scripts/summarize.py' not in calls() and len(begun) < 9
+    assert sorted(over) == sorted(set(started) - {given['FAIL']}), 'nothing runs on'
+    assert 'tool scripts/summarize.py' not in calls() and len(started) < 9
     del given['FAIL']
     status, out, _ = finish('table2', **given)
     assert status == 0 and '== wrn_16_2_seed0: done' in out and calls()[-1].startswith('tool')
@@ -196,12 +196,12 @@ def test_runs_side_by_side_have_a_gpu_each(fake):
 @pytest.mark.parametrize('signum, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_script_that_is_stopped_stops_its_runs(fake, signum, status):
     given, calls = fake
-    begun = start('table2', **given, SEEDS='0', JOBS='2', PAUSE='30')
+    process = start('table2', **given, SEEDS='0', JOBS='2', PAUSE='30')
     until(lambda: len(calls()) == 2)
     time.sleep(0.2)  # the trap of the second stands
-    begun.send_signal(signum)
-    begun.communicate()
-    assert begun.returncode == status
+    process.send_signal(signum)
+    process.communicate()
+    assert process.returncode == status
     assert sorted(calls()[2:]) == ['stopped wrn_16_1_seed0', 'stopped wrn_16_2_seed0']
 
 
@@ -209,8 +209,8 @@ def test_a_seed_that_is_given_twice_is_trained_once(fake):
     given, calls = fake
     status, _, err = finish('table2', **given, SEEDS='0 0', JOBS='2')
     assert status == 0, err
-    begun = [call for call in calls() if call.startswith('begin')]
-    assert len(begun) == len(set(begun)) == 9
+    started = [call for call in calls() if call.startswith('begin')]
+    assert len(started) == len(set(started)) == 9
 
 
 def plan_of(script, **given):
@@ -269,7 +269,7 @@ def test_a_net_that_another_process_trains_is_waited_for(fake):
     folder = Path(given['LOGS']) / 'wrn_16_2_seed0'
     folder.mkdir(parents=True)
     lock = lock_folder(folder)
-    begun = start('table2', **given, SEEDS='0', ONLY='wrn_16_* at_wrn_*')
+    process = start('table2', **given, SEEDS='0', ONLY='wrn_16_* at_wrn_*')
     until(lambda: 'end wrn_16_1_seed0' in calls())
     time.sleep(0.5)
     assert not [call for call in calls() if 'wrn_16_2_seed0' in call], 'nor is its student started'
@@ -277,8 +277,8 @@ def test_a_net_that_another_process_trains_is_waited_for(fake):
     for file in (folder.parent / 'other').iterdir():
         file.rename(folder / file.name)
     os.close(lock)
-    out, err = begun.communicate()
-    assert begun.returncode == 0, err
+    out, err = process.communicate()
+    assert process.returncode == 0, err
     assert out.count('== wrn_16_2_seed0: waiting for another process that trains it') == 1
     ended = [call.split()[1] for call in calls() if call.startswith('end')]
     assert ended == ['wrn_16_1_seed0', 'wrn_16_2_seed0', 'at_wrn_16_1_from_wrn_16_2_seed0']
@@ -288,12 +288,14 @@ def test_a_run_that_another_process_took_first_is_tried_again(fake, tmp_path):
     """Two scripts of a cluster start one net at the same moment: the second training is refused."""
     given, calls = fake
     folder = Path(given['LOGS']) / 'wrn_16_2_seed0'
-    begun = start('table2', **given, SEEDS='0', ONLY='wrn_16_2_*', FAIL='wrn_16_2_seed0', PAUSE='2')
+    process = start(
+        'table2', **given, SEEDS='0', ONLY='wrn_16_2_*', FAIL='wrn_16_2_seed0', PAUSE='2'
+    )
     until(lambda: len(calls()) == 1)
     folder.mkdir(parents=True)
     lock = lock_folder(folder)
-    until(lambda: len(begun.stdout.readline()) and 'waiting' in begun.stdout.readline())
+    until(lambda: len(process.stdout.readline()) and 'waiting' in process.stdout.readline())
     os.close(lock)
-    _, err = begun.communicate()
-    assert begun.returncode == 3, 'nobody holds it the second time: it has failed by itself'
+    _, err = process.communicate()
+    assert process.returncode == 3, 'nobody holds it the second time: it has failed by itself'
     assert len([call for call in calls() if call.startswith('begin')]) == 2, err

@@ -87,7 +87,7 @@ def test_a_checkpoint_comes_back_and_is_checked(tmp_path):
     | st.lists(st.integers() | st.text(), max_size=3)
     | st.dictionaries(st.text(max_size=5), st.integers() | st.text() | st.none(), max_size=3),
 )
-def test_a_changed_checkpoint_is_refused_or_goes_on_never_a_crash(tmp_path_factory, key, value):
+def test_a_changed_checkpoint_is_refused_or_continues_never_a_crash(tmp_path_factory, key, value):
     folder = tmp_path_factory.getbasetemp() / 'changed'
     folder.mkdir(exist_ok=True)
     torch.save(a_checkpoint() | {key: value}, folder / 'checkpoint.pt')

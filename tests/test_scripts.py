@@ -33,7 +33,7 @@ def quickstart(cwd, *arguments, **environment):
     )
 
 
-def test_quickstart_trains_tells_and_skips_what_is_done(tmp_path):
+def test_quickstart_trains_prints_and_skips_what_is_done(tmp_path):
     make_folder_set(tmp_path / 'set')
     options = {'DATAROOT': 'set', 'SAVE': 'runs', 'SEED': '1', 'EPOCHS': '1'}
     done = quickstart(tmp_path, 'cifar10', **options)

@@ -105,7 +105,7 @@ def test_intervals_are_those_of_students_t():
     assert better == (2.0, None, 1) and summarize.gain({0: 1.0}, {1: 1.0}, 'error') is None
 
 
-def test_unfinished_runs_have_no_number_and_are_told(tmp_path, capsys):
+def test_unfinished_runs_have_no_number_and_are_reported(tmp_path, capsys):
     write_run(tmp_path, 'wrn_16_1_seed0', [9.0, 8.0])
     write_run(tmp_path, 'at_wrn_16_1_from_wrn_16_2_seed0', [7.0], epochs=2)
     (tmp_path / 'kd_wrn_16_1_from_wrn_16_2_seed0').mkdir()
@@ -155,7 +155,7 @@ def test_a_student_that_other_tables_have_more_of_has_the_tables_seeds(tmp_path,
     assert student[4:7] == ['9.50', '9.00–10.00', '2'] and 'seed 5' not in text
 
 
-def test_runs_of_different_schedules_are_told(tmp_path, capsys):
+def test_runs_of_different_schedules_are_reported(tmp_path, capsys):
     for seed in 0, 1, 2:
         dtype = 'bfloat16' if seed == 1 else 'float'
         write_run(tmp_path, f'wrn_16_1_seed{seed}', [9.0], dtype=dtype)
@@ -333,7 +333,7 @@ def test_table5_knows_one_folder_under_several_names(tmp_path, capsys):
     assert [row[7] for row in rows if row[0] == 'AT'] == ['+0.00', '+0.00']
 
 
-def test_cifar100_is_told_in_accuracy_and_top5_where_there_is_one(tmp_path, capsys):
+def test_cifar100_is_reported_in_accuracy_and_top5_where_there_is_one(tmp_path, capsys):
     write_run(tmp_path / 'c', 'wrn_16_2_seed0', [27.0])
     write_run(tmp_path / 'c', 'at_wrn_16_2_from_wrn_40_2_seed0', [26.0], beta=1e3)
     rows, _ = summary(tmp_path / 'c', 'cifar100', capsys=capsys)

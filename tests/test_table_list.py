@@ -301,7 +301,7 @@ def test_paths_are_the_callers_and_extra_comes_last(tmp_path):
         ('table5', {'IMAGENET': 'x', 'TEACHER_PARAMS': '/', 'NPROC': '2', 'JOBS': '2'}, 'NPROC'),
     ],
 )
-def test_mistakes_are_told_in_one_line(script, given, named, tmp_path):
+def test_mistakes_are_reported_in_one_line(script, given, named, tmp_path):
     status, out, err = finish(script, LOGS=str(tmp_path / 'logs'), **given)
     assert status == 2 and not out and err.count('\n') == 1 and named in err
     assert err.startswith(f'{script}.sh: error: ') and not list(tmp_path.iterdir())
@@ -330,7 +330,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize('script', CIFAR)
-def test_every_line_trains_and_the_table_is_whole(script, trained, tmp_path, capsys):
+def test_every_line_trains_and_the_table_is_complete(script, trained, tmp_path, capsys):
     shared = script not in ('cifar100', 'beta')
     given = {} if shared else {'LOGS': str(tmp_path / 'logs'), 'BETAS': '10 1000'}
     logs = trained(script, **given)
@@ -374,17 +374,17 @@ def test_tables_4_and_5_on_a_few_photographs(tmp_path, trained):
     ]
 
 
-def test_a_script_that_is_killed_goes_on_and_leaves_alone_what_is_done(tmp_path):
+def test_a_script_that_is_killed_continues_and_leaves_alone_what_is_done(tmp_path):
     logs = tmp_path / 'logs'
     given = {'SEEDS': '0', 'EPOCHS': '1', 'BETAS': '100', 'LOGS': str(logs), 'JOBS': '2'}
     root = make_photographs(tmp_path / 'set', 2, 6, (32, 32), ('train', 'test'))
     given['DATAROOT'] = str(root)
     given['EXTRA'] = '--validate 4 --depth 10 --width 0.25 --nthread 1'
-    begun = start('beta', **given)
-    until(lambda: (logs / 'wrn_16_1_seed0' / 'model.hkl').exists() or begun.poll() is not None)
-    begun.send_signal(signal.SIGTERM)
-    begun.communicate()
-    assert begun.returncode == 143
+    process = start('beta', **given)
+    until(lambda: (logs / 'wrn_16_1_seed0' / 'model.hkl').exists() or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
     outputs = {f: f.read_text() for f in logs.glob('*.out')}
     before = {f: f.stat().st_mtime_ns for f in (logs / 'wrn_16_1_seed0').iterdir()}
     assert len(before) >= 3 and not (logs / 'beta.svg').exists()

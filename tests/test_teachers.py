@@ -22,7 +22,7 @@ def a_net(num_classes=2, classes=None):
 
 
 @pytest.mark.parametrize('classes', [None, PETS, 2])
-def test_outputs_mean_the_classes_as_far_as_the_log_tells(classes, capsys):
+def test_outputs_mean_the_classes_as_far_as_the_log_says(classes, capsys):
     net = a_net(classes=classes)
     assert teachers.same_classes(net.params, net.records, PETS)
     teachers.check_classes('--evaluate x', net, PETS)
