@@ -155,36 +155,38 @@ def error_of(log):
     return 100 - (acc[0] if isinstance(acc, list) else acc)
 
 
-# In the order of README's tables.
 RUNS = {
     'teacher WRN-16-2': 'wrn_16_2',
     'student WRN-16-1': 'wrn_16_1',
-    'attention transfer (AT)': 'at_wrn_16_1_from_wrn_16_2',
-    'knowledge distillation (KD)': 'kd_wrn_16_1_from_wrn_16_2',
+    'AT': 'at_wrn_16_1_from_wrn_16_2',
+    'KD': 'kd_wrn_16_1_from_wrn_16_2',
     'AT + KD': 'at_kd_wrn_16_1_from_wrn_16_2',
 }
 
 
+def minutes_of(log):
+    """The minutes of training and tests, as printed."""
+    records = logs.read_log(ROOT / 'docs/logs' / log)
+    return f'{sum(r["train_time"] + r["test_time"] for r in records) / 60:.0f}'
+
+
 def test_the_results_in_readme_are_those_of_the_logs():
-    long = {name: error_of(f'epochs200/{run}_seed0/log.txt') for name, run in RUNS.items()}
+    long = {name: f'epochs200/{run}_seed0/log.txt' for name, run in RUNS.items()}
+    errors = {name: f'{error_of(log):.2f}' for name, log in long.items()}
     short = {
         name: statistics.median(error_of(f'epochs30/{run}_seed{s}.txt') for s in (0, 1, 2))
         for name, run in RUNS.items()
     }
-    minutes = {
-        name: sum(r['train_time'] + r['test_time'] for r in logs.read_log(ROOT / 'docs/logs' / log))
-        / 60
-        for name, log in [(n, f'epochs200/{run}_seed0/log.txt') for n, run in RUNS.items()]
-    }
     teacher, *students = RUNS
-    _, *ours = rows_of('README.md', '# Attention Transfer')
-    for (_, *row), errors in zip(ours, (long, short), strict=True):
-        assert row == [f'{errors[name]:.2f}' for name in (*students, teacher)]
-    table = rows_of('README.md', '## CIFAR-10')
-    assert [row[0] for row in table] == list(RUNS)
-    for name, _, error, minute, error_30, _ in table:
-        assert (error, error_30) == (f'{long[name]:.2f}', f'{short[name]:.2f}')
-        assert minute == f'{minutes[name]:.0f}'
+    _, row, row_30 = rows_of('README.md', '# Attention Transfer')
+    assert row[1:] == [errors[name] for name in (*students, teacher)]
+    assert row_30[1:] == [f'{short[name]:.2f}' for name in (*students, teacher)]
+    text = text_of('README.md')
+    comments = re.findall(r'# ([^#\n]*): ([\d.]+) %, (\d+) minutes', text)
+    assert comments == [(name, errors[name], minutes_of(log)) for name, log in long.items()]
+    (minutes,) = re.findall(r'took ([\d, ]+) and (\d+) minutes', text)
+    short = [minutes_of(f'epochs30/{run}_seed0.txt') for run in RUNS.values()]
+    assert [*minutes[0].split(', '), minutes[1]] == short
 
 
 def test_lines_of_readme_are_short():

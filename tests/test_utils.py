@@ -674,7 +674,7 @@ def test_a_strided_convolution_of_one_pixel_is_its_formula(channels):
 def check_strided_convolutions():
     """Compare strided 1x1 convolutions, their gradients and the gradients of these with float64."""
     torch.set_num_threads(1)
-    for channels in range(1, 41):
+    for channels in (*range(1, 19), 24, 32, 40):
         for B, H, W, stride in (4, 64, 64, 2), (2, 31, 8, 2), (3, 24, 24, 3), (1, 1, 1, 2):
             for layout in torch.channels_last, torch.contiguous_format:
                 check_strided_convolution((B, channels, H, W), stride, layout)
