@@ -33,6 +33,10 @@ class Parser(argparse.ArgumentParser):
         which usually comes from an unset shell variable."""
         argv = sys.argv[1:] if argv is None else argv
         opt = self.parse_args(argv)
+        for action in self._actions:
+            # argparse of Python 3.11 takes a second '--' for an argument, with [] as its value.
+            if action.nargs is None and not action.option_strings and vars(opt)[action.dest] == []:
+                self.error(f'the following arguments are required: {action.metavar}')
         words = {arg.split('=')[0] for arg in argv}
         given = {a.dest for a in self._actions if words.intersection(a.option_strings)}
         for name in sorted(given):

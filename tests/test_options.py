@@ -164,3 +164,12 @@ def test_a_default_name_fits_on_disk_in_any_script(teacher, tmp_path):
     (tmp_path / name).mkdir()
     other, names = cifar.parser.parse(['--teacher_id', teacher + 'x', '--beta', '1'])
     assert Path(cifar.complete(other, names).save).name != name
+
+
+def test_a_second_separator_is_no_argument():
+    parser = options.Parser('A test.')
+    parser.add_argument('source', metavar='SOURCE')
+    parser.add_argument('out', metavar='OUT')
+    assert vars(parser.parse(['--', 'a', '-b'])[0]) == {'source': 'a', 'out': '-b'}
+    with pytest.raises(UserError, match='OUT'):
+        parser.parse(['--', 'a', '--'])
