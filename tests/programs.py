@@ -111,7 +111,7 @@ def _become(words, cwd, environment, streams, session):
     multiprocessing.forkserver._forkserver.ensure_running = lambda: None
     multiprocessing.resource_tracker._resource_tracker._fd = None  # it gets its own when needed
     script, *options = words[1 + (words[1] == '-u') :]
-    # Without the folders that pytest has added, but for this file's, which a fork needs to import.
+    # Without the folders that pytest has added, except this file's, which a fork imports.
     folders = {str(ROOT / name) for name in ('', 'tests', 'scripts', 'examples')}
     own = cwd if script == '-m' else str(Path(script).parent)
     sys.path = [own, *(path for path in sys.path if path not in folders), str(ROOT / 'tests')]

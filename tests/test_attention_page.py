@@ -30,7 +30,7 @@ def test_a_higher_value_is_brighter_on_a_uniform_image(grey):
     shown = page.overlay(np.full((8, 256, 3), grey, np.uint8), ramp)[0] / 255
     linear = np.where(shown <= 0.04045, shown / 12.92, ((shown + 0.055) / 1.055) ** 2.4)
     lightness = 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16  # CIE L* of sRGB
-    assert np.diff(lightness).min() > -0.2, 'but for rounding to bytes'
+    assert np.diff(lightness).min() > -0.2, 'except rounding to bytes'
     assert np.diff(lightness[::8]).min() > 0.5
     assert lightness[-1] > lightness[0] + 60
 
