@@ -9,6 +9,7 @@ MOMENT: write (half of the file is written), rename (before it replaces the old 
 import os
 import runpy
 import signal
+import stat
 import sys
 from pathlib import Path
 
@@ -23,8 +24,10 @@ def install(moment, n):
         os.kill(os.getpid(), signal.SIGKILL)
 
     def fsync_or_kill(descriptor):
-        if moment == 'write' and files == n - 1:
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+        status = os.fstat(descriptor)
+        is_file = stat.S_ISREG(status.st_mode)  # after each rename, the folder is flushed as well
+        if moment == 'write' and files == n - 1 and is_file:
+            os.ftruncate(descriptor, status.st_size // 2)
             kill()
         fsync(descriptor)
 

@@ -96,15 +96,16 @@ def complete(opt, given):
         raise UserError(f'--{name}: has no effect with {opt.check}')
     for name in defaults.keys() - given:
         setattr(opt, name, defaults[name])
-    if opt.check == 'kills' and opt.ranks > 1 and not opt.imagenetpath:
+    several = opt.check == 'kills' and opt.ranks > 1
+    if several and not opt.imagenetpath:
         raise UserError(f'--ranks {opt.ranks}: cifar.py has one process; give --imagenetpath')
+    if (several or opt.check == 'memory') and not Path('/proc/self').is_dir():
+        raise UserError(f'{opt.check}: needs /proc, which this system does not have')
     if opt.check == 'memory':
         if not opt.imagenetpath:
             raise UserError('memory: give the photographs to train on, --imagenetpath')
         if opt.epochs < 20:
             raise UserError(f'--epochs {opt.epochs}: memory needs at least 20')
-        if not Path('/proc/self').is_dir():
-            raise UserError('memory: there is no /proc on this system to read it from')
     if opt.json:
         check_writable(Path(opt.json).absolute().parent, '--json')
 
@@ -226,24 +227,30 @@ def stop_once(opt, run, teacher, rng, seconds):
         try:
             if not files:
                 wait(process, rng, *seconds)
-                ranks = children(process.pid)
+                ranks = ranks_of(opt, process)
                 one = ranks and rng.randrange(2)
                 kill([rng.choice(ranks)] if one else [process.pid, *ranks])
             process.communicate()
         finally:
             if process.poll() is None:
-                kill([process.pid, *children(process.pid)])
+                kill([process.pid, *ranks_of(opt, process)])
                 process.wait()
         errors.seek(0)
         error = errors.read()
     ballast.unlink(missing_ok=True)
-    if process.returncode == 0:
+    return end_of(process.returncode, error)
+
+
+def end_of(status, error):
+    """How a process ended, from its exit status and its stderr. Raises UserError, status 1, for any
+    other end."""
+    if status == 0:
         return 'finished'
     if ': error: cannot write' in error and 'No space left on device' in error:
         return 'full'
-    if process.returncode == -signal.SIGKILL or 'SIGKILL' in error:  # torchrun names the signal
+    if status == -signal.SIGKILL or 'SIGKILL' in error:  # torchrun names the signal
         return 'killed'
-    raise UserError(f'a resumed run failed, status {process.returncode}: {error}', status=1)
+    raise UserError(f'a resumed run failed, status {status}: {error}', status=1)
 
 
 def wait(process, rng, start, epoch):
@@ -260,9 +267,12 @@ def kill(processes):
             os.kill(process, signal.SIGKILL)
 
 
-def children(pid):
-    """The processes that a process has started: torchrun's ranks."""
-    return [int(i) for i in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+def ranks_of(opt, process):
+    """The processes that torchrun has started."""
+    if opt.ranks == 1:
+        return []
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+    return [int(pid) for pid in children.read_text().split()]
 
 
 def progress(run):
@@ -283,7 +293,7 @@ def compare(whole, killed):
 
     same_weights = (whole / 'model.hkl').read_bytes() == (killed / 'model.hkl').read_bytes()
     if not same_weights or lines(whole) != lines(killed):
-        raise UserError('the resumed run differs from the one left alone', status=1)
+        raise UserError('the resumed run differs from the uninterrupted one', status=1)
 
 
 # ------------------------ memory
