@@ -70,8 +70,8 @@ class Checkpoints:
         own = max([s for s in self.signals if s != signal.SIGUSR1], default=0)
         self.signals.clear()
         signum = int(ranks.all_gather(torch.tensor([int(own)])).max())
-        if signum:
-            raise Stopped(signum)
+        if signum:  # every rank stops here; the first one prints it
+            ranks.end_all(Stopped(signum), status=128 + signum)
 
 
 def resumed_sums(run: runs.Run, n: int) -> torch.Tensor:

@@ -148,7 +148,7 @@ def own_device(device: torch.device, device_ids: list) -> tuple[torch.device, li
     if not local.isdecimal() and count > 1:
         raise UserError(f'LOCAL_RANK={local}: not the number of a GPU; start it with torchrun')
     device = torch.device('cuda', int(local or 0))
-    if device.index >= torch.cuda.device_count():
+    if device.index >= count:
         raise UserError(f'torchrun: only {count} GPUs here; lower --nproc_per_node')
     torch.cuda.set_device(device)
     return device, [device]
