@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from programs import ForkedPopen
+from programs import ForkedPopen, environment_of_forks
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -27,3 +27,9 @@ def forked_scripts(monkeypatch):
     yield
     for process in multiprocessing.active_children():
         process.kill()
+
+
+@pytest.fixture(scope='session')
+def forked_venv(tmp_path_factory):
+    """A folder for VENV: scripts that a shell script starts with its Python are forked."""
+    return str(environment_of_forks(tmp_path_factory.mktemp('venv')))

@@ -7,6 +7,8 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import runpy
+import shlex
+import signal
 import subprocess
 import sys
 import traceback
@@ -64,6 +66,43 @@ class ForkedPopen(subprocess.Popen):
         if self.poll() is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
+
+
+STAND_IN = """#!/bin/sh
+exec {python} -c 'import sys; sys.path[0] = sys.argv[1]; import programs
+sys.exit(programs.stand_in(sys.argv[2], sys.argv[3:]))' {tests} {address} "$@"
+"""
+
+
+def environment_of_forks(folder):
+    """Make a Python environment for shell scripts, whose Python forks the scripts that it is given
+    from the server. It runs everything else itself. Returns the folder."""
+    multiprocessing.forkserver.ensure_running()
+    address = multiprocessing.forkserver._forkserver._forkserver_address
+    paths = {'python': sys.executable, 'tests': str(ROOT / 'tests'), 'address': address}
+    python = folder / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.write_text(STAND_IN.format(**{k: shlex.quote(v) for k, v in paths.items()}))
+    python.chmod(0o755)
+    return folder
+
+
+def stand_in(address, words):
+    """Be `python words`, forked from the server at that address. Returns the exit status."""
+    words = [sys.executable, *words]
+    if not can_be_forked(words):
+        os.execv(sys.executable, words)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    server = multiprocessing.forkserver._forkserver
+    tracker = multiprocessing.resource_tracker._resource_tracker
+    server._forkserver_address, server._forkserver_alive_fd = address, nowhere
+    tracker._fd = nowhere
+    server.ensure_running = tracker.ensure_running = lambda: None  # they run in the tests' process
+    process = ForkedPopen(words)
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, lambda signum, frame: process.send_signal(signum))
+    status = process.wait()
+    return status if status >= 0 else 128 - status
 
 
 def can_be_forked(words):

@@ -33,9 +33,9 @@ def quickstart(cwd, *arguments, **environment):
     )
 
 
-def test_quickstart_trains_prints_and_skips_what_is_done(tmp_path):
+def test_quickstart_trains_prints_and_skips_what_is_done(tmp_path, forked_venv):
     make_folder_set(tmp_path / 'set')
-    options = {'DATAROOT': 'set', 'SAVE': 'runs', 'SEED': '1', 'EPOCHS': '1'}
+    options = {'DATAROOT': 'set', 'SAVE': 'runs', 'SEED': '1', 'EPOCHS': '1', 'VENV': forked_venv}
     done = quickstart(tmp_path, 'cifar10', **options)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / 'runs' / 'cifar10' / 'seed1' / 'epochs1'

@@ -374,9 +374,10 @@ def test_tables_4_and_5_on_a_few_photographs(tmp_path, trained):
     ]
 
 
-def test_a_script_that_is_killed_continues_and_leaves_alone_what_is_done(tmp_path):
+def test_a_script_that_is_killed_continues_and_leaves_alone_what_is_done(tmp_path, forked_venv):
     logs = tmp_path / 'logs'
     given = {'SEEDS': '0', 'EPOCHS': '1', 'BETAS': '100', 'LOGS': str(logs), 'JOBS': '2'}
+    given['VENV'] = forked_venv
     root = make_photographs(tmp_path / 'set', 2, 6, (32, 32), ('train', 'test'))
     given['DATAROOT'] = str(root)
     given['EXTRA'] = '--validate 4 --depth 10 --width 0.25 --nthread 1'
