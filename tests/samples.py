@@ -160,6 +160,19 @@ def torchvision_net(depth, width=1, num_classes=7):
     return net, from_torchvision(state)
 
 
+def random_resnet(depth, width, num_classes):
+    """The parameters of a resnet with random batch norms."""
+    torch.manual_seed(depth)
+    _, params = resnet.resnet(depth, width, num_classes)
+    for name, v in params.items():
+        kind = name.rsplit('.', 1)[-1]
+        if kind in ('running_var', 'weight') and v.dim() == 1:
+            nn.init.uniform_(v, 0.5, 1)
+        elif kind in ('running_mean', 'bias'):
+            nn.init.normal_(v, 0, 0.1)
+    return {k: v.detach() for k, v in params.items()}
+
+
 def fold(params):
     """The parameters of a resnet with its batch norms folded into the convolutions, in float64."""
     folded = {}

@@ -37,7 +37,8 @@ MINE |= {
 
 def environment(**given):
     kept = {k: v for k, v in os.environ.items() if k not in MINE}
-    return kept | {'VENV': sys.prefix, 'OMP_NUM_THREADS': '1'} | given
+    own = {'VENV': sys.prefix, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
+    return kept | own | given
 
 
 def start(script, **given):

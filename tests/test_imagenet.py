@@ -31,6 +31,7 @@ from samples import (
     fold,
     log_of,
     make_photographs,
+    random_resnet,
     records_of,
     same_weights,
     torchvision_net,
@@ -50,12 +51,11 @@ SMALL = '--image_size 40 --width 0.25 --batch_size 12 --nthread 1'
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
-    """A folder with photographs of 3 classes in set/, and a folded ResNet-18 in teacher.hkl."""
+    """A folder with photographs of 3 classes in set/, and a folded ResNet-18 of half the width in
+    teacher.hkl."""
     home = tmp_path_factory.mktemp('imagenet')
     make_photographs(home / 'set')
-    torch.manual_seed(0)
-    _, params = torchvision_net(18, num_classes=3)
-    weights.save_params(home / 'teacher.hkl', fold(params))
+    weights.save_params(home / 'teacher.hkl', fold(random_resnet(18, 0.5, 3)))
     return home
 
 
@@ -151,13 +151,13 @@ def test_at_start_is_the_first_epoch_with_maps(home, run):
 
 
 def test_fine_tuning_has_a_new_head_and_leaves_batch_norm_and_the_first_group_alone(home, run):
-    _, source = torchvision_net(18, num_classes=9)
+    source = random_resnet(18, 0.5, 9)
     torch.save(names.to_torchvision(source), home / 'source.pth')
-    options = '--student_params source.pth --width 1 --finetune --teacher_params teacher.hkl'
+    options = '--student_params source.pth --width 0.5 --finetune --teacher_params teacher.hkl'
     recipe = '--at_groups 2,3 --epochs 1 --epoch_step [9] --lr 0.01'
     assert run('--save logs/tuned', options, recipe) == 0
     tuned = weights_of(home / 'logs/tuned')
-    assert tuned['fc.weight'].shape == (3, 512)
+    assert tuned['fc.weight'].shape == (3, 256)
     for name, value in source.items():
         fixed = 'bn' in name or name == 'conv0' or name.startswith('group0')
         if not name.startswith('fc'):
@@ -367,11 +367,11 @@ OFTEN = '--checkpoint_minutes 1e-6'  # a checkpoint after each step
 
 
 def test_killed_inside_epochs_and_resumed_the_run_ends_in_the_same_bits(home):
-    at = f'{AT} --batch_size 4 --image_size 64 --epochs 4 --epoch_step [2,4]'
+    at = f'{AT} --batch_size 4 --image_size 64 --epochs 3 --epoch_step [2]'
     assert command(home, at, '--save logs/whole').returncode == 0
     options = f'{at} --save logs/killed {OFTEN} --resume'
     rng, steps = random.Random(0), []
-    for _ in range(3):
+    for _ in range(2):
         process = started(home, options)
         path = home / 'logs/killed/checkpoint.pt'
         before = path.stat().st_mtime_ns if path.exists() else 0
@@ -458,9 +458,8 @@ def test_momentum_continues_inside_the_epoch_of_a_drop(home, run, monkeypatch):
 def test_two_processes_are_one_with_the_same_batch(home):
     """With fixed batch norm the split does not change what is computed of an image. 42 images in
     batches of 12: the last batch has 6."""
-    _, source = torchvision_net(18, num_classes=9)
-    torch.save(names.to_torchvision(source), home / 'start.pth')
-    options = '--student_params start.pth --width 1 --finetune --epochs 2 --epoch_step [2] '
+    torch.save(names.to_torchvision(random_resnet(18, 0.5, 9)), home / 'start.pth')
+    options = '--student_params start.pth --width 0.5 --finetune --epochs 2 --epoch_step [2] '
     options += '--lr 0.01 --teacher_params teacher.hkl --beta 100'
     assert command(home, options, '--save logs/one').returncode == 0
     done = command(home, options, '--save logs/two', processes=2)
@@ -555,7 +554,7 @@ def test_a_mistake_is_reported_by_one_process(home):
         (['--teacher_params', 'nobody.hkl'], 'nobody.hkl'),
         (['--teacher_params', 'cifar.hkl'], 'three groups'),
         (['--teacher_params', 'nine_classes.hkl', '--alpha', '0.5'], '--alpha'),
-        (['--student_params', 'teacher.hkl', '--depth', '34', '--width', '1'], 'not 34 and 1'),
+        (['--student_params', 'teacher.hkl', '--depth', '34', '--width', '0.5'], 'not 34 and 0.5'),
         (['--resume', 'logs/nowhere'], 'logs/nowhere'),
         (['--evaluate', 'cifar.hkl'], 'cifar.py'),
         (['--evaluate', 'nine_classes.hkl'], 'classes'),
@@ -564,7 +563,7 @@ def test_a_mistake_is_reported_by_one_process(home):
 def test_a_mistake_is_one_line_that_names_it(home, run, options, named, capsys):
     if not (home / 'cifar.hkl').exists():
         weights.save_params(home / 'cifar.hkl', resnet.wrn(10, 1, 4)[1])
-        weights.save_params(home / 'nine_classes.hkl', fold(torchvision_net(18, num_classes=9)[1]))
+        weights.save_params(home / 'nine_classes.hkl', fold(random_resnet(18, 0.5, 9)))
     before = sorted(str(p) for p in home.rglob('*'))
     assert run(*options) == 2
     error = capsys.readouterr().err

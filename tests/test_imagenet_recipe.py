@@ -13,7 +13,7 @@ from torchvision.transforms import functional as TF
 
 import data
 import resnet
-from samples import records_of, torchvision_net, weights_of
+from samples import random_resnet, records_of, weights_of
 from support import photographs, weights
 from test_imagenet import command
 from utils import is_statistic
@@ -39,7 +39,7 @@ def home(tmp_path_factory):
                     home / split / name / f'{i}.png'
                 )
     # A teacher with batch norm, whose running statistics are not those of these images.
-    weights.save_params(home / 'teacher.hkl', torchvision_net(18, num_classes=3)[1])
+    weights.save_params(home / 'teacher.hkl', random_resnet(18, 0.5, 3))
     torch.manual_seed(0)
     _, params = resnet.resnet(18, 0.125, 3)
     # A ReLU that a rounding error flips would change the gradient by a hundredth: keep them open.

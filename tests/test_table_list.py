@@ -315,13 +315,13 @@ def trained(tmp_path_factory):
     """train(script, ...): runs what the script would, line by line, in this process, on a few drawn
     images; returns LOGS."""
     logs = tmp_path_factory.mktemp('tables')
-    toy = '--dataset shapes --depth 10 --width 1 --batch_size 100 --nthread 1 --lr 0.01'
+    toy = '--dataset shapes --depth 10 --width 1 --batch_size 40 --nthread 1 --lr 0.01'
 
     def train(script, **given):
         given = {'SEEDS': '0', 'EPOCHS': '1', 'LOGS': str(logs / 'cifar'), 'EXTRA': toy} | given
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(data, 'SHAPES_TRAIN', 100)
-            patch.setattr(data, 'SHAPES_TEST', 50)
+            patch.setattr(data, 'SHAPES_TRAIN', 40)
+            patch.setattr(data, 'SHAPES_TEST', 20)
             for program, *words in commands(script, **given):
                 PROGRAMS[program].main([w if w != '5000' else '20' for w in words])
         return Path(given['LOGS'])

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import resnet
-from samples import AffineNet, fold, from_torchvision, randn, torchvision_net
+from samples import AffineNet, fold, from_torchvision, randn, random_resnet, torchvision_net
 from support import devices, files, names, weights
 from support.program import UserError
 
@@ -646,9 +646,8 @@ DAMAGES = {
 @pytest.mark.parametrize('damage, named', DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize('kind', ['resnet', 'folded', 'affine'])
 def test_unfit_weights_are_named(kind, damage, named, hkl):
-    torch.manual_seed(2)
-    _, params = torchvision_net(18)
-    params = {'resnet': params, 'folded': fold(params), 'affine': AffineNet().p}[kind]
+    params, small = random_resnet(18, 0.25, 7), AffineNet((64, 16, 32, 64, 128)).p
+    params = {'resnet': params, 'folded': fold(params), 'affine': small}[kind]
     weights.save_params(hkl, damage(params))
     assert_refused(hkl, named, weights.load_net)
 
