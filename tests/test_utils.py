@@ -238,7 +238,9 @@ def test_maps_of_the_largest_channel_are_their_formula(b, p):
     assert math.isclose(utils.at_loss(x, y, p, 'max'), ((a - b) ** 2).mean(), rel_tol=1e-4)
     x, y = x.double().requires_grad_(), y.double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x, y: utils.at_loss(x, y, p, 'max'), (x, y))
-    assert torch.autograd.gradgradcheck(lambda x, y: utils.at_loss(x, y, p, 'max'), (x, y), fast_mode=True)
+    assert torch.autograd.gradgradcheck(
+        lambda x, y: utils.at_loss(x, y, p, 'max'), (x, y), fast_mode=True
+    )
 
 
 # ------------------------ full activations
