@@ -67,6 +67,8 @@ def _flush_folder(path):
             os.fsync(folder)
         finally:
             os.close(folder)
+    except FileNotFoundError:
+        pass  # somebody has moved the folder, with the file: its run says so
     except OSError as e:
         if e.errno in NO_FSYNC:
             _warn_of_fsync(e)

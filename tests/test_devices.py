@@ -67,3 +67,19 @@ def test_float32_convolutions_do_not_use_tf32(monkeypatch):
     opt.compile = opt.deterministic = False
     assert devices.choose_device(opt)[0].type == 'cpu'
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_each_size_of_a_batch_has_a_graph_of_its_own(monkeypatch):
+    """So a resumed run runs the same graphs, whichever size it meets first."""
+    shapes, compile = [], torch.compile
+
+    def record(graph, inputs):
+        shapes.append([tuple(v.shape) if torch.is_tensor(v) else v for v in inputs])
+        return graph.forward
+
+    monkeypatch.setattr(devices, 'compiler_works', lambda device: True)
+    monkeypatch.setattr(torch, 'compile', lambda f, **more: compile(f, backend=record, **more))
+    double = devices.compiled(lambda x: 2 * x, torch.device('cpu'))
+    for n in 8, 5, 8, 3:
+        assert double(torch.ones(n, 2)).sum() == 4 * n
+    assert shapes == [[(8, 2)], [(5, 2)], [(3, 2)]]

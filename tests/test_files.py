@@ -92,6 +92,20 @@ def test_text_is_utf_8_in_any_locale(tmp_path):
     assert (tmp_path / 'log.txt').read_bytes() == '猫'.encode() + b'\xe9\n'
 
 
+def test_a_folder_that_is_moved_during_a_write_takes_the_file_along(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'run').mkdir()
+    replace = os.replace
+
+    def replace_and_move(source, target):
+        replace(source, target)
+        os.rename(tmp_path / 'run', tmp_path / 'moved')
+
+    monkeypatch.setattr(os, 'replace', replace_and_move)
+    files.write_text(tmp_path / 'run/log.txt', 'one line')
+    assert (tmp_path / 'moved/log.txt').read_text() == 'one line'
+    assert not capsys.readouterr().err
+
+
 # ------------------------ disks without fsync
 
 

@@ -2,10 +2,6 @@
 
 import argparse
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import utils
+from programs import run_script
 from samples import randn
 
 # ------------------------ the formulas, in float64 numpy
@@ -673,40 +670,6 @@ def test_a_strided_convolution_of_one_pixel_is_its_formula(channels):
     torch.testing.assert_close(by_w.double()[:, :, 0, 0], expected, rtol=1e-5, atol=1e-5)
 
 
-def check_strided_convolutions():
-    """Compare strided 1x1 convolutions, their gradients and the gradients of these with float64."""
-    torch.set_num_threads(1)
-    for channels in (*range(1, 19), 24, 32, 40):
-        for B, H, W, stride in (4, 64, 64, 2), (2, 31, 8, 2), (3, 24, 24, 3), (1, 1, 1, 2):
-            for layout in torch.channels_last, torch.contiguous_format:
-                check_strided_convolution((B, channels, H, W), stride, layout)
-
-
-def check_strided_convolution(size, stride, layout):
-    def results(conv2d, dtype):
-        x = randn(*size, seed=1, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
-        w = randn(2 * size[1], size[1], 1, 1, seed=2, dtype=dtype) / size[1] ** 0.5
-        w = w.contiguous(memory_format=layout).requires_grad_()
-        o = conv2d(x, w, stride=stride)
-        weights = randn(*o.shape, seed=3, dtype=dtype)
-        first = torch.autograd.grad((o * weights).sum(), [x, w], create_graph=True)
-        norm = sum(v.square().mean() for v in first)
-        return [o, *first, *torch.autograd.grad(norm, [x, w])]
-
-    # torch itself computes float64, without oneDNN.
-    for found, expected in zip(results(utils.conv2d, torch.float), results(F.conv2d, torch.double)):
-        close = (found.double() - expected).abs().max() <= 1e-5 * expected.abs().max()
-        assert close, (size, stride, layout)
-
-
-def test_strided_convolutions_of_few_channels_neither_crash_nor_differ_from_float64():
-    """In a process of its own, because a write past the end of memory ends it, or comes to light
-    later."""
-    here = Path(__file__).resolve().parent
-    environment = os.environ | {'PYTHONPATH': f'{here.parent}{os.pathsep}{here}'}
-    code = 'import test_utils; test_utils.check_strided_convolutions()'
-    command = [sys.executable, '-c', code]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+def test_strided_convolutions_of_few_channels_neither_crash_nor_differ_from_float64(tmp_path):
+    done = run_script('tests/strided_convolutions.py', cwd=tmp_path)
     assert done.returncode == 0, f'status {done.returncode}: {done.stderr[-2000:]}'
