@@ -475,7 +475,7 @@ def test_two_processes_are_one_with_the_same_batch(home):
 
 
 def test_two_processes_stopped_inside_an_epoch_continue_to_the_same_bits(home):
-    options = f'{AT} --batch_size 4 --epochs 2 --epoch_step [2] --image_size 64'
+    options = f'{AT} --batch_size 8 --epochs 2 --epoch_step [2] --image_size 64'
     done = command(home, options, '--save logs/pair', processes=2)
     assert done.returncode == 0, done.stderr
     stopped = f'{options} --save logs/pair2 {OFTEN} --resume'

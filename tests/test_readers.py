@@ -187,8 +187,8 @@ def test_a_flipped_bit_in_the_weights_is_noticed_by_the_checksum(tmp_path):
 
 
 def test_random_damage_ends_in_weights_or_an_error_of_one_line(tmp_path):
-    counts, bad = fuzz_weights.fuzz(5, seed=1, folder=tmp_path)
-    assert sum(counts.values()) == 60 and not bad
+    counts, bad = fuzz_weights.fuzz(3, seed=1, folder=tmp_path)
+    assert sum(counts.values()) == 36 and not bad
 
 
 def compressed_by_gzip():
