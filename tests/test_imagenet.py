@@ -434,7 +434,7 @@ def test_sigusr1_writes_a_checkpoint_and_continues(home):
 
 def test_momentum_continues_inside_the_epoch_of_a_drop(home, run, monkeypatch):
     """Stopped after step 2 of epoch 2, whose start restarted the momentum."""
-    options = f'{AT} --epochs 2 --epoch_step [2] --lr_decay_ratio 1'
+    options = f'{AT} --epochs 3 --epoch_step [2] --lr_decay_ratio 1'
     assert run(options, '--save logs/drop') == 0
     save_checkpoint = runs.save_checkpoint
 

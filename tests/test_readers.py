@@ -353,6 +353,43 @@ def test_a_persistent_id_with_odd_contents_is_refused(i, as_tensor, tmp_path):
     assert_refused_quickly(tmp_path / 'm')
 
 
+@pytest.mark.parametrize(
+    'size, stride, offset', [((7,), (0,), 0), ((2, 2), (4, 2), 0), ((1,), (1,), 6)]
+)
+def test_a_tensor_that_exceeds_its_storage_is_refused(size, stride, offset, tmp_path):
+    data = pickled({'a': tensor(storage(6), size, stride, offset)})
+    write_archive(tmp_path / 'm', data, [bytes(24)])
+    with pytest.raises(UserError, match='has a storage of 6 numbers'):
+        load(tmp_path / 'm')
+
+
+def test_a_storage_of_another_size_than_its_tensors_say_is_refused(tmp_path):
+    path = tmp_path / 'm'
+    write_archive(path, pickled({'a': tensor(storage(6), (6,), (1,))}), [bytes(20)])
+    with pytest.raises(UserError, match='storage 0 is shorter than its tensors say'):
+        load(path)
+    torch.save({'a': torch.ones(6)}, path, _use_new_zipfile_serialization=False)
+    good = path.read_bytes()
+    assert good[-32:-24] == struct.pack('<q', 6)
+    for bad in good[:-4], good[:-32] + struct.pack('<q', 5) + good[-24:]:
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match='has not the size that its tensors say'):
+            load(path)
+
+
+def test_a_stored_member_that_claims_another_size_is_refused(tmp_path):
+    path = tmp_path / 'm'
+    write_archive(path, pickled({'a': tensor(storage(6), (6,), (1,))}), [bytes(24)])
+    data = bytearray(path.read_bytes())
+    last = data.rindex(b'PK\x01\x02')  # the last entry of the directory
+    held = struct.unpack_from('<2I', data, last + 20)
+    assert held[0] == held[1] and zipfile.is_zipfile(path)
+    struct.pack_into('<I', data, last + 24, held[1] + 4)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match='has compressed members'):
+        load(path)
+
+
 @pytest.mark.parametrize('zipped', [True, False])
 def test_a_payload_in_a_file_is_not_run(zipped, tmp_path):
     touched, path = tmp_path / 'touched', tmp_path / 'm'
