@@ -416,6 +416,23 @@ def test_a_stop_while_a_checkpoint_is_written_does_not_promise_it(run, monkeypat
         signal.signal(signum, handler)
 
 
+def test_parameters_that_are_not_finite_are_not_written(home, run, monkeypatch, capsys):
+    make_checkpoint, calls = runs.Run.make_checkpoint, []
+
+    def poisoned(self, *arguments, **more):
+        checkpoint = make_checkpoint(self, *arguments, **more)
+        calls.append(1)
+        if len(calls) == 2:
+            checkpoint['params']['fc.bias'] = torch.tensor([0.0, torch.inf, 0.0])
+        return checkpoint
+
+    monkeypatch.setattr(runs.Run, 'make_checkpoint', poisoned)
+    assert run(AT, OFTEN, '--save logs/infinite') == 1
+    error = capsys.readouterr().err
+    assert 'after step 2 the parameters are not finite; logs/infinite keeps its last' in error
+    assert runs.load_checkpoint(home / 'logs/infinite')['step'] == 1
+
+
 def test_sigusr1_writes_a_checkpoint_and_continues(home):
     folder = home / 'logs/usr1'
     process = started(home, AT, '--epochs 1000 --save', folder)

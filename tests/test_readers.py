@@ -618,6 +618,29 @@ ATTACKS = dict(huge_claims()) | {
 }
 
 
+def never_written(group, name):
+    return group.create_dataset(name, (1000,), 'f4')
+
+
+def chunk_with_a_tail(group, name):
+    dataset = group.create_dataset(name, (1000,), 'f4', chunks=(1000,), compression='gzip')
+    dataset.id.write_direct_chunk((0,), zlib.compress(bytes(4000)) + bytes(5000))
+    return dataset
+
+
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (never_written, 'claims more numbers than the file holds'),
+        (chunk_with_a_tail, 'has a chunk that grew by compression'),
+    ],
+)
+def test_a_dataset_of_another_size_than_it_claims_is_refused(make, message, tmp_path):
+    write_dataset(make)(tmp_path / 'm.hkl')
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / 'm.hkl')
+
+
 @pytest.mark.parametrize('write', ATTACKS.values(), ids=ATTACKS)
 def test_no_file_takes_much_memory_or_time(write, tmp_path):
     write(tmp_path / 'm')
