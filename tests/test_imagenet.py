@@ -42,7 +42,7 @@ from samples import (
 from support import logs, names, program, runs, weights
 from support.program import UserError
 
-# test_imagenet_recipe.py starts two ranks as processes that are not forked.
+# test_ranks.py starts torchrun as a process that is not forked.
 pytestmark = pytest.mark.usefixtures('forked_scripts')
 
 ROOT = Path(__file__).resolve().parent.parent

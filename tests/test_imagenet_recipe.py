@@ -130,10 +130,9 @@ def plain_loop(home, ranks):
     return params, losses
 
 
+@pytest.mark.usefixtures('forked_scripts')
 @pytest.mark.parametrize('ranks', [1, 2])
-def test_imagenet_follows_the_recipe(home, ranks, request):
-    if ranks == 1:  # two ranks start as users start them
-        request.getfixturevalue('forked_scripts')
+def test_imagenet_follows_the_recipe(home, ranks):
     save = home / f'logs/{ranks}'
     options = f'--image_size {SIZE} --batch_size {BATCH} --epochs {EPOCHS} --seed {SEED} --lr {LR} '
     options += '--lr_decay_ratio 0.5'

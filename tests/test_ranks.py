@@ -237,7 +237,6 @@ def test_a_broken_photograph_of_one_rank_is_reported_once(tmp_path):
     assert done.returncode == 0 and 'epoch 1/1' in done.stdout, done.stderr
 
 
-@pytest.mark.usefixtures('forked_scripts')
 def test_torchrun_of_cifar_says_what_to_run_instead(tmp_path):
     script = str(ROOT / 'cifar.py')
     done, errors = launched('torch.distributed.run', script, cwd=tmp_path)
