@@ -9,11 +9,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
-
-
-def randn(*size, seed, dtype):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
+from samples import randn
 
 
 def main():

@@ -540,6 +540,7 @@ def test_a_mistake_is_reported_by_one_process(home):
     for options, named in (
         ('--teacher_params small.hkl --beta 1', 'three groups: use it with cifar.py'),
         ('--bogus', '--bogus'),
+        ('--device mps', '--device mps'),
         ('--imagenetpath cut --check_images', '1 images are broken'),
     ):
         done = command(home, options, '--save logs/mistaken', processes=2)
