@@ -450,4 +450,6 @@ def _paint(image, label, colour, rng):
     for value, polygon in POLYGONS[SHAPES[label]]:
         points = np.rint((centre + polygon @ turn) * 256).astype(np.int32)
         cv2.fillPoly(mask, [points], value, cv2.LINE_AA, shift=8)
-    image += (mask / 255)[..., None] * (colour - image)
+    x, y, w, h = cv2.boundingRect(mask)
+    painted = image[y : y + h, x : x + w]
+    painted += (mask[y : y + h, x : x + w] / 255)[..., None] * (colour - painted)

@@ -41,12 +41,18 @@ def part(params: dict, name: str) -> dict:
 
 def conv_params(ni: int, no: int, k: int = 1) -> torch.Tensor:
     """Kaiming-normal (fan-in) weight [no, ni, k, k]."""
-    return kaiming_normal_(torch.empty(no, ni, k, k))
+    return _kaiming_normal(no, ni, k, k)
 
 
 def linear_params(ni: int, no: int) -> dict:
     """Kaiming-normal (fan-in) weight [no, ni] and zero bias [no]."""
-    return {'weight': kaiming_normal_(torch.empty(no, ni)), 'bias': torch.zeros(no)}
+    return {'weight': _kaiming_normal(no, ni), 'bias': torch.zeros(no)}
+
+
+def _kaiming_normal(*size):
+    weight = torch.empty(size)
+    # On the meta device only shapes count, and drawing nothing takes torch a millisecond for each.
+    return weight if weight.is_meta else kaiming_normal_(weight)
 
 
 def bnparams(n: int) -> dict:

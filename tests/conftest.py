@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -9,6 +10,9 @@ import pytest
 from programs import ForkedPopen, environment_of_forks
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+# The search for cycles among the half million objects of torch takes 7 s in each process otherwise.
+gc.set_threshold(100_000, 20)
 
 # Before torch is imported, and for the scripts that tests start: threads that wait for each other
 # make tiny tensors a hundred times slower on a busy machine, and tests run side by side.

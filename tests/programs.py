@@ -2,6 +2,9 @@
 forked from a server that has imported it, and has done nothing else."""
 
 import contextlib
+import functools
+import gc
+import inspect
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
@@ -17,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = 'torch torch._dynamo torch.distributed torchnet hickle cv2 tqdm'
-IMPORTED += ' torch.utils.flop_counter'
+IMPORTED += ' torch.utils.flop_counter hickle.loaders.load_numpy'
 
 PROCESSES = multiprocessing.get_context('forkserver')
 PROCESSES.set_forkserver_preload(IMPORTED.split())
@@ -135,6 +138,7 @@ def ranks_in(folder):
 
 def _become(words, cwd, environment, streams, session):
     """Be the process of that command, in a fork of the server."""
+    gc.freeze()  # half a million objects of the server's imports need no search for cycles
     if session:
         os.setsid()
     for number, stream in enumerate(streams):
@@ -158,6 +162,8 @@ def _become(words, cwd, environment, streams, session):
         Path('/proc/self/comm').write_text(f'{Path(script).name} {environment.get("RANK")}')
     try:
         if script == '-m':
+            # torchrun looks nine times at the stack, which takes a second with its source lines.
+            inspect.stack = functools.partial(inspect.stack, context=0)
             sys.argv = options
             runpy.run_module(options[0], run_name='__main__', alter_sys=True)
         else:

@@ -1,5 +1,6 @@
 """support/readers.py and support/hkl.py: values, damage, what a file is instead, and attacks."""
 
+import functools
 import gzip
 import io
 import json
@@ -526,6 +527,12 @@ def write_dataset(make):
     return write
 
 
+@functools.cache
+def packed_zeros(n):
+    packer = zlib.compressobj(9)
+    return b''.join(packer.compress(bytes(2**20)) for _ in range(n >> 20)) + packer.flush()
+
+
 def bomb(filters=(), lzf=False, chunk=2**20, unpacked=2**28):
     """A dataset with one chunk that unpacks to far more than its size."""
 
@@ -544,9 +551,7 @@ def bomb(filters=(), lzf=False, chunk=2**20, unpacked=2**28):
         if lzf:  # a zero, then copies of 264 bytes
             packed = b'\x00\x00' + b'\xe0\xff\x00' * (chunk // 3)
         else:
-            packer = zlib.compressobj(9)
-            packed = b''.join(packer.compress(bytes(2**20)) for _ in range(unpacked >> 20))
-            packed += packer.flush()
+            packed = packed_zeros(unpacked)
         if filters.count(1) == 2:
             packed = zlib.compress(packed)
         dataset.id.write_direct_chunk((0,), packed)

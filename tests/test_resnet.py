@@ -438,34 +438,35 @@ def their_groups(net, x):
 @pytest.mark.parametrize(
     'depth, width, prefix', [(18, 1, ''), (34, 1, 'student.'), (50, 1, ''), (50, 2, 'student.')]
 )
-@pytest.mark.parametrize('training', [True, False])
-def test_resnet_is_torchvisions(depth, width, prefix, training):
+def test_resnet_is_torchvisions(depth, width, prefix):
     net, params = torchvision_net(depth, width)
-    net.double().train(training)
-    f, ours = resnet.resnet(depth, width, 7)
+    net.double()
+    with torch.device('meta'):
+        f, ours = resnet.resnet(depth, width, 7)
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in params.items()}
     params = {prefix + k: v.double() for k, v in params.items()}
     utils.set_requires_grad_except_bn_(params)
     x = torch.randn(2, 3, 40, 33, dtype=torch.double)
-    logits, groups = f(x, params, training, prefix)
-    expected, expected_groups = their_groups(net, x)
-    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-8)
-    assert len(groups) == 4
-    for g, e in zip(groups, expected_groups):
-        torch.testing.assert_close(g, e, rtol=1e-5, atol=1e-8)
-    weights = [torch.randn_like(v) for v in (logits, *groups)]
-    for outputs in (logits, *groups), (expected, *expected_groups):
-        sum((o * w).sum() for o, w in zip(outputs, weights)).backward()
-    state = net.state_dict(keep_vars=True)
-    names = from_torchvision({k: k for k in state})
-    for ours, theirs in names.items():
-        p, q = params[prefix + ours], state[theirs]
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-8)  # running statistics as well
-        if q.requires_grad:
-            atol = 1e-6 * float(q.grad.abs().max())
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=atol)
-        else:
-            assert not p.requires_grad
+    for training in True, False:
+        logits, groups = f(x, params, training, prefix)
+        expected, expected_groups = their_groups(net.train(training), x)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-8)
+        assert len(groups) == 4
+        for g, e in zip(groups, expected_groups):
+            torch.testing.assert_close(g, e, rtol=1e-5, atol=1e-8)
+        weights = [torch.randn_like(v) for v in (logits, *groups)]
+        for outputs in (logits, *groups), (expected, *expected_groups):
+            sum((o * w).sum() for o, w in zip(outputs, weights)).backward()
+        state = net.state_dict(keep_vars=True)
+        names = from_torchvision({k: k for k in state})
+        for ours, theirs in names.items():
+            p, q = params[prefix + ours], state[theirs]
+            if q.requires_grad:
+                assert (p.grad - q.grad).abs().max() <= 1e-6 * q.grad.abs().max(), ours
+                p.grad = q.grad = None
+            else:  # running statistics
+                torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-8)
+                assert not p.requires_grad
 
 
 def test_initial_values_are_kaiming_normal_and_batch_norm_starts_at_1():
@@ -628,7 +629,7 @@ NARROW = [
 @pytest.mark.parametrize('make, arguments', [(make, arguments) for make, *arguments in NARROW])
 def test_no_net_makes_the_faulty_call(make, arguments, twice):
     f, params = made(make, *arguments)
-    x, targets = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    x, targets = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
     x = x.contiguous(memory_format=torch.channels_last)
     with BackwardCalls() as recorded:
         *_, J = utils.input_gradient(lambda x: f(x, params, True), x, targets, create_graph=twice)
@@ -660,7 +661,7 @@ def test_no_compiled_net_makes_the_faulty_call(make, arguments):
         return f(x, params, True)[0].sum()
 
     compiled = torch.compile(loss, backend=aot_autograd(fw_compiler=record), dynamic=False)
-    compiled(torch.randn(2, 3, 64, 64)).backward()
+    compiled(torch.randn(2, 3, 32, 32)).backward()
     assert len(calls) > 8 and not any(is_faulty(*call) for call in calls)
 
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import resnet
+import utils
 from samples import AffineNet, fold, from_torchvision, randn, random_resnet, torchvision_net
 from support import devices, files, names, weights
 from support.program import UserError
@@ -641,6 +642,17 @@ DAMAGES = {
     ),
     'whole numbers': (lambda p: p | {'fc.bias': torch.zeros(7, dtype=torch.long)}, 'fc.bias'),
 }
+
+
+@pytest.mark.parametrize(
+    'make', [lambda: random_resnet(18, 0.25, 7), lambda: resnet.wrn(10, 1, 7)[1]]
+)
+def test_a_net_is_checked_without_drawing_another(make, hkl, monkeypatch):
+    """Only the shapes of the net that the file is compared with are needed."""
+    params = make()
+    weights.save_params(hkl, params)
+    monkeypatch.setattr(utils, 'kaiming_normal_', None)
+    assert weights.load_net(hkl).params.keys() == params.keys()
 
 
 @pytest.mark.parametrize('damage, named', DAMAGES.values(), ids=DAMAGES)
