@@ -1,5 +1,7 @@
 """What several test files share: random tensors, nets with known values, small sets, logs."""
 
+import copy
+import functools
 import json
 
 import cv2
@@ -149,6 +151,13 @@ MODELS = {18: 'resnet18', 34: 'resnet34', 50: 'resnet50', 101: 'resnet101'}
 
 def torchvision_net(depth, width=1, num_classes=7):
     """(torchvision's model with random batch norms, its parameters with our names)."""
+    net = copy.deepcopy(_torchvision_net(depth, width, num_classes))
+    torch.manual_seed(depth)
+    return net, from_torchvision({k: v.detach().clone() for k, v in net.state_dict().items()})
+
+
+@functools.lru_cache(2)  # torchvision draws all values twice
+def _torchvision_net(depth, width, num_classes):
     torch.manual_seed(depth)
     name = 'wide_resnet50_2' if width == 2 else MODELS[depth]
     net = getattr(torchvision.models, name)(num_classes=num_classes)
@@ -156,8 +165,7 @@ def torchvision_net(depth, width=1, num_classes=7):
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1), nn.init.normal_(module.bias, 0, 0.1)
             module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 1.5)
-    state = {k: v.detach().clone() for k, v in net.state_dict().items()}
-    return net, from_torchvision(state)
+    return net
 
 
 def random_resnet(depth, width, num_classes):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import data
 import resnet
 import utils
 from attention_samples import IMAGES, as_seen, linear_net, net_of
@@ -297,7 +298,8 @@ def test_rows_and_all_maps_end_to_end(tmp_path):
 
 
 @pytest.mark.parametrize('layout', ['rows', 'columns'])
-def test_a_page_of_fifty_images_is_bounded(nets, layout, tmp_path):
+def test_a_page_of_fifty_images_is_bounded(nets, layout, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, 'SHAPES_TEST', 60)
     save = tmp_path / 'x.png'
     command = ['--weights', *map(str, nets), '--n', '50', '--layout', layout, '--save', str(save)]
     attention.main(command)

@@ -597,7 +597,8 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_others(home):
 @pytest.mark.usefixtures('forked_scripts')
 @pytest.mark.parametrize('dtype, kills', [('float', 3), ('bfloat16', 1)])
 def test_killed_at_random_and_resumed_the_run_ends_in_the_same_bits(home, dtype, kills):
-    options = f'--teacher_id teacher --beta 100 --alpha 0.5 --epochs 12 --dtype {dtype}'
+    options = '--teacher_id teacher --beta 100 --alpha 0.5'
+    options += f' --epochs {4 * kills} --dtype {dtype}'
     whole, killed = home / f'logs/whole_{dtype}', home / f'logs/killed_{dtype}'
     trained(home, '--save', whole, options)
     rng, statuses = random.Random(dtype), []
