@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from programs import ForkedPopen, environment_of_forks
+from programs import ForkedPopen, environment_of_forks, server_address, use_server
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -22,6 +22,14 @@ os.environ['OMP_NUM_THREADS'] = '1'
 # for its own processes. Kept in the environment, as the processes of pytest-xdist inherit it.
 os.environ.setdefault('GPU_OF_TESTS', os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))
 os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+
+def pytest_configure(config):
+    """Give the processes of pytest-xdist one server of forks, which takes seconds to start."""
+    if 'SERVER_OF_FORKS' in os.environ:
+        use_server(os.environ['SERVER_OF_FORKS'])
+    elif config.getoption('numprocesses', None):
+        os.environ['SERVER_OF_FORKS'] = server_address()
 
 
 @pytest.fixture

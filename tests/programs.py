@@ -71,6 +71,21 @@ class ForkedPopen(subprocess.Popen):
         return self.returncode
 
 
+def server_address():
+    """The address of the server, which starts now if it does not run yet."""
+    server = multiprocessing.forkserver._forkserver
+    server.ensure_running()
+    return server._forkserver_address
+
+
+def use_server(address):
+    """Fork from the server at that address, which runs as long as the process that started it."""
+    server = multiprocessing.forkserver._forkserver
+    server._forkserver_address = address
+    server._forkserver_alive_fd = os.open(os.devnull, os.O_RDWR)
+    server.ensure_running = lambda: None
+
+
 STAND_IN = """#!/bin/sh
 exec {python} -c 'import sys; sys.path[0] = sys.argv[1]; import programs
 sys.exit(programs.stand_in(sys.argv[2], sys.argv[3:]))' {tests} {address} "$@"
@@ -80,9 +95,7 @@ sys.exit(programs.stand_in(sys.argv[2], sys.argv[3:]))' {tests} {address} "$@"
 def environment_of_forks(folder):
     """Make a Python environment for shell scripts, whose Python forks the scripts that it is given
     from the server. It runs everything else itself. Returns the folder."""
-    multiprocessing.forkserver.ensure_running()
-    address = multiprocessing.forkserver._forkserver._forkserver_address
-    paths = {'python': sys.executable, 'tests': str(ROOT / 'tests'), 'address': address}
+    paths = {'python': sys.executable, 'tests': str(ROOT / 'tests'), 'address': server_address()}
     python = folder / 'bin' / 'python'
     python.parent.mkdir(parents=True)
     python.write_text(STAND_IN.format(**{k: shlex.quote(v) for k, v in paths.items()}))
@@ -95,12 +108,10 @@ def stand_in(address, words):
     words = [sys.executable, *words]
     if not can_be_forked(words):
         os.execv(sys.executable, words)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    server = multiprocessing.forkserver._forkserver
+    use_server(address)
     tracker = multiprocessing.resource_tracker._resource_tracker
-    server._forkserver_address, server._forkserver_alive_fd = address, nowhere
-    tracker._fd = nowhere
-    server.ensure_running = tracker.ensure_running = lambda: None  # they run in the tests' process
+    tracker._fd = os.open(os.devnull, os.O_RDWR)
+    tracker.ensure_running = lambda: None  # it runs in the tests' process
     process = ForkedPopen(words)
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, lambda signum, frame: process.send_signal(signum))

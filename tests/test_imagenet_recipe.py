@@ -131,8 +131,12 @@ def plain_loop(home, ranks):
 
 
 @pytest.mark.usefixtures('forked_scripts')
-@pytest.mark.parametrize('ranks', [1, 2])
-def test_imagenet_follows_the_recipe(home, ranks):
+def test_imagenet_follows_the_recipe(home):
+    for ranks in 1, 2:
+        follows_the_recipe(home, ranks)
+
+
+def follows_the_recipe(home, ranks):
     save = home / f'logs/{ranks}'
     options = f'--image_size {SIZE} --batch_size {BATCH} --epochs {EPOCHS} --seed {SEED} --lr {LR} '
     options += '--lr_decay_ratio 0.5'

@@ -315,7 +315,7 @@ def trained(tmp_path_factory):
     """train(script, ...): runs what the script would, line by line, in this process, on a few drawn
     images; returns LOGS."""
     logs = tmp_path_factory.mktemp('tables')
-    toy = '--dataset shapes --depth 10 --width 0.25 --batch_size 40 --nthread 1 --lr 0.01'
+    toy = '--dataset shapes --depth 10 --width 1 --batch_size 40 --nthread 1 --lr 0.01'
 
     def train(script, **given):
         given = {'SEEDS': '0', 'EPOCHS': '1', 'LOGS': str(logs / 'cifar'), 'EXTRA': toy} | given
