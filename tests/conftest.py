@@ -16,7 +16,7 @@ gc.set_threshold(100_000, 20)
 
 # Before torch is imported, and for the scripts that tests start: threads that wait for each other
 # make tiny tensors a hundred times slower on a busy machine, and tests run side by side.
-os.environ['OMP_NUM_THREADS'] = '1'
+os.environ['OMP_NUM_THREADS'] = os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = '1'
 
 # The suite tests the CPU, where a command gives the same bits again; test_gpu.py takes the GPU back
 # for its own processes. Kept in the environment, as the processes of pytest-xdist inherit it.
@@ -30,6 +30,10 @@ def pytest_configure(config):
         use_server(os.environ['SERVER_OF_FORKS'])
     elif config.getoption('numprocesses', None):
         os.environ['SERVER_OF_FORKS'] = server_address()
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is there now stays
 
 
 @pytest.fixture
