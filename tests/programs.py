@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORTED = 'torch torch._dynamo torch.distributed torchnet hickle cv2 tqdm'
+IMPORTED = 'torch torch._inductor.compile_fx torch.distributed torchnet hickle cv2 tqdm'
 IMPORTED += ' torch.utils.flop_counter hickle.loaders.load_numpy'
 
 PROCESSES = multiprocessing.get_context('forkserver')
