@@ -639,6 +639,12 @@ def test_the_ground_of_shapes_has_no_jumps(monkeypatch):
     assert max(images.diff(dim=dim).abs().max() for dim in (1, 2)) < 150
 
 
+def test_no_shape_is_cut_off_where_it_is_painted(monkeypatch):
+    found = data.draw_shapes(40, 0).images
+    monkeypatch.setattr(data.cv2, 'boundingRect', lambda mask: (0, 0, *mask.shape[::-1]))
+    assert torch.equal(found, data.draw_shapes(40, 0).images)
+
+
 def test_shapes_need_no_files_and_share_no_image():
     classes, load = data.open_sets('shapes', '/nowhere')
     train, test = load()
