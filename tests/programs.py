@@ -72,16 +72,18 @@ class ForkedPopen(subprocess.Popen):
 
 
 def server_address():
-    """The address of the server, which starts now if it does not run yet."""
+    """The address of the server, which starts now if it does not run yet, and its key, which Python
+    asks for from 3.14 on."""
     server = multiprocessing.forkserver._forkserver
     server.ensure_running()
-    return server._forkserver_address
+    return f'{server._forkserver_address} {getattr(server, "_forkserver_authkey", b"").hex()}'
 
 
 def use_server(address):
     """Fork from the server at that address, which runs as long as the process that started it."""
     server = multiprocessing.forkserver._forkserver
-    server._forkserver_address = address
+    server._forkserver_address, _, key = address.rpartition(' ')
+    server._forkserver_authkey = bytes.fromhex(key)
     server._forkserver_alive_fd = os.open(os.devnull, os.O_RDWR)
     server.ensure_running = lambda: None
 
