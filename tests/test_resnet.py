@@ -462,6 +462,7 @@ def test_resnet_is_torchvisions(depth, width, prefix):
         for ours, theirs in names.items():
             p, q = params[prefix + ours], state[theirs]
             if q.requires_grad:
+                assert torch.equal(p, q), f'{ours}: a step without an optimizer changes nothing'
                 assert (p.grad - q.grad).abs().max() <= 1e-6 * q.grad.abs().max(), ours
                 p.grad = q.grad = None
             else:  # running statistics
