@@ -4,6 +4,7 @@
 #   bash scripts/test.sh                      everything; about 7 minutes on 2 CPU cores
 #   bash scripts/test.sh tests/test_utils.py  arguments go to pytest
 set -euo pipefail
+unset PYTHONDONTWRITEBYTECODE # each script that a test starts would compile our modules again
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 "$VENV_PYTHON" -m ruff check .
 "$VENV_PYTHON" -m ruff format --check .

@@ -2,9 +2,7 @@
 forked from a server that has imported it, and has done nothing else."""
 
 import contextlib
-import functools
 import gc
-import inspect
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
@@ -21,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = 'torch torch._inductor.compile_fx torch.distributed torchnet hickle cv2 tqdm'
 IMPORTED += ' torch.utils.flop_counter hickle.loaders.load_numpy'
+IMPORTED += ' matplotlib.pyplot safetensors.torch'
 
 PROCESSES = multiprocessing.get_context('forkserver')
 PROCESSES.set_forkserver_preload(IMPORTED.split())
@@ -175,8 +174,10 @@ def _become(words, cwd, environment, streams, session):
         Path('/proc/self/comm').write_text(f'{Path(script).name} {environment.get("RANK")}')
     try:
         if script == '-m':
-            # torchrun looks nine times at the stack, which takes a second with its source lines.
-            inspect.stack = functools.partial(inspect.stack, context=0)
+            # torchrun reads the source files of its stack nine times to name a method for its log.
+            from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+
+            dynamic_rendezvous.get_method_name = lambda n=2: sys._getframe(n).f_code.co_name
             sys.argv = options
             runpy.run_module(options[0], run_name='__main__', alter_sys=True)
         else:
