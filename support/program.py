@@ -80,8 +80,8 @@ def start(name: str, ignored: tuple = ()) -> None:
 def limit_spinning() -> None:
     """Let OpenMP's threads sleep if they wait long for each other, unless the user has chosen.
 
-    By default they spin for milliseconds. Beside another busy process, a step then takes 1.5 times
-    as long. GNU's OpenMP, which torch for Linux has, reads this once, when torch is imported.
+    By default they spin for milliseconds. Beside another busy process, a step then takes up to 1.5
+    times as long. GNU's OpenMP, which torch for Linux has, reads this once, when torch is imported.
     """
     if not {'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'} & os.environ.keys():
         os.environ['GOMP_SPINCOUNT'] = '10000'
