@@ -209,13 +209,13 @@ class Nets(NamedTuple):
 def teacher_path(teacher_id: str) -> str:
     """The path of --teacher_id: logs/ID, a run folder or a weights file."""
     path = os.path.join('logs', teacher_id)
-    return path if weights.exists(path) else teacher_id
+    return path if weights.exists(path, '--teacher_id') else teacher_id
 
 
 def load_teacher(teacher_id: str) -> weights.Net:
     """The net of --teacher_id."""
     path = teacher_path(teacher_id)
-    if not weights.exists(path):
+    if not weights.exists(path, '--teacher_id'):
         raise UserError(
             f'--teacher_id {teacher_id}: no such run folder or weights file, here or in logs/'
         )

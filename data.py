@@ -108,12 +108,14 @@ def _cifar_error(kind, root, error) -> UserError:
     except FileNotFoundError:
         is_not = f'{kind.__name__} is not in {root}'
         if os.path.isdir(unpacked):
-            is_not = f'{kind.__name__}: {unpacked} is incomplete or damaged, and the archive'
-        return UserError(f'{is_not} and {fetched}: put {archive.name} in {root}, {other}')
+            is_not = f'{kind.__name__}: {unpacked} is incomplete or damaged'
+        if root.name == kind.base_folder:
+            is_not = f'{is_not}; it may be in {root.parent}'
+        return UserError(f'{is_not}, and {fetched}: put {archive.name} in {root}, {other}')
+    except NotADirectoryError:
+        return UserError(f'--dataroot {root}: is not a folder; give the one that holds it, {other}')
     except OSError as e:
-        return UserError(
-            f'{archive}: cannot be read: {e.strerror}; put it in {root} again, {other}'
-        )
+        return UserError(f'{archive}: cannot be read: {e.strerror}; make it readable, {other}')
     if whole:
         return UserError(
             f'{archive}: is complete, but cannot be unpacked in {root} ({reason}); '

@@ -4,16 +4,15 @@ data.py makes sets of them, support/photographs.py crops photographs.
 """
 
 import errno
-import functools
-import operator
 import os
 import re
-import stat
+import unicodedata
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from support.files import check_reachable, open_regular
 from support.program import UserError, listing, printable, warn_once
 
 MOST_PIXELS = 200_000_000  # a decoder takes 3 to 6 bytes for each
@@ -61,20 +60,6 @@ def read_image(file) -> bytes:
     if is_cut_off(raw):
         raise BrokenImage(f'{file}: broken image (truncated)')
     return raw
-
-
-# Without waiting for the other end of a pipe. Windows has some of these.
-FLAGS = 'O_RDONLY', 'O_NONBLOCK', 'O_NOCTTY', 'O_CLOEXEC', 'O_BINARY', 'O_NOINHERIT'
-OPEN_FLAGS = functools.reduce(operator.or_, (getattr(os, name, 0) for name in FLAGS))
-
-
-def open_regular(file):
-    """Open a regular file to read bytes. Anything else is an OSError: a pipe would wait forever."""
-    fd = os.open(file, OPEN_FLAGS)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.ENODEV, 'not a regular file', file)
-    return open(fd, 'rb')
 
 
 def unreadable(file, error: OSError) -> UserError:
@@ -360,9 +345,12 @@ def scan_folder(dataroot, option='--dataroot', tests=('test', 'val'), say=print)
     names = [name for name in tests if os.path.isdir(root / name)]
     for folder in root / 'train', root / (names[0] if names else tests[0]):
         if not os.path.isdir(folder):
+            check_reachable(folder, option)
+            cifar = option == '--dataroot' and any(root.glob('cifar-*'))
+            hint = '; for the CIFAR files there, give --dataset CIFAR10 or CIFAR100'
             raise UserError(
                 f'{option} {root}: there is no folder {folder} '
-                f'(wanted: train/CLASS/* and {" or ".join(tests)}/CLASS/*)'
+                f'(wanted: train/CLASS/* and {" or ".join(tests)}/CLASS/*){hint if cifar else ""}'
             )
     train, left_out = _scan(root / 'train', f'{option} {root}')
     faults = []
@@ -387,10 +375,15 @@ def scan_folder(dataroot, option='--dataroot', tests=('test', 'val'), say=print)
 
 def _check_same_classes(train, test, name, source):
     if list(train) != list(test):
-        only_one = listing(sorted(train.keys() ^ test.keys()))
-        raise UserError(
-            f'{source}: train and {name} have different classes: {only_one} only in one of them'
-        )
+        # Quoted, because names may differ in a space alone, or in how an accent is written.
+        looks = [sorted(unicodedata.normalize('NFC', c) for c in part) for part in (train, test)]
+        spell = ascii if looks[0] == looks[1] else repr
+        parts = [
+            f'{listing([spell(c) for c in sorted(here.keys() - there.keys())])} only in {where}'
+            for where, here, there in (('train', train, test), (name, test, train))
+            if here.keys() - there.keys()
+        ]
+        raise UserError(f'{source}: train and {name} have different classes: {"; ".join(parts)}')
 
 
 def _scan(folder, source):
@@ -418,17 +411,23 @@ def _scan(folder, source):
         raise UserError(f'{source}: {e.filename}: {e.strerror}', status) from e
     for name, found in files.items():
         if not found:
-            raise UserError(f'{folder / name}: holds no images; add some, or remove the folder')
+            do = 'add some, or remove the folder'
+            if os.path.lexists(folder / name / 'log.txt'):
+                do = 'move this run folder elsewhere'
+            raise UserError(f'{folder / name}: holds no images; {do}')
     return files, left_out
 
 
 def _too_few(folder, classes, images):
     if images:
         return (
-            f'{folder}: has {images} images outside of class folders; at least 2 class folders are '
-            f'needed, {folder}/CLASS/*. scripts/prepare_imagenet.py makes them from a list'
+            f'{folder}: holds images outside of class folders ({images}); at least 2 class folders '
+            f'are needed, {folder}/CLASS/*. scripts/prepare_imagenet.py makes them from a list'
         )
-    return f'{folder}: has {classes} class folders; at least 2 are needed'
+    return (
+        f'{folder}: has {["no class folders", "only 1 class folder"][classes]}; at least 2 are '
+        'needed. scripts/prepare_imagenet.py makes them from a list'
+    )
 
 
 def _images(folder, seen, left_out):

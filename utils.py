@@ -138,6 +138,8 @@ def at(x: torch.Tensor, p: float = 2, map: str = 'sum') -> torch.Tensor:
     The mean (map 'sum') or the maximum (map 'max') over channels of |x|^p, flattened and
     L2-normalised per sample (section 3.1 of the paper). The mean equals the paper's sum, because
     the normalisation removes the scale. A map of zeros stays zero.
+
+    Raises ValueError if there is no such map.
     """
     return _normalize(_channel_map(x, p, map)).flatten(1)
 
@@ -156,7 +158,7 @@ def at_loss(x: torch.Tensor, y: torch.Tensor, p: float = 2, map: str = 'sum') ->
     squares the norm, divides by taking the mean, and multiplies by beta instead of beta/2. The
     paper's CIFAR numbers came from that code, so this function follows it.
 
-    Raises ValueError unless both are 4-D with the same batch size.
+    Raises ValueError unless both are 4-D with the same batch size, or if there is no such map.
     """
     tensors = torch.is_tensor(x) and torch.is_tensor(y)
     if not tensors or x.dim() != 4 or y.dim() != 4 or len(x) != len(y):
@@ -172,6 +174,8 @@ def at_loss(x: torch.Tensor, y: torch.Tensor, p: float = 2, map: str = 'sum') ->
 
 
 def _channel_map(x, p, map):
+    if map not in ('sum', 'max') or not p > 0:
+        raise ValueError(f"map {map!r} with p {p}: map must be 'sum' or 'max', p positive")
     # sum / C, because the gradient of mean() is contiguous and would turn a channels_last net's
     # whole backward pass contiguous. square(), because through abs() the second derivative at 0 is
     # lost.

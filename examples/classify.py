@@ -9,7 +9,6 @@ is resized.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -52,12 +51,13 @@ def open_net(opt):
 
 def open_onnx(opt):
     """The same of an ONNX file."""
-    if not os.path.isfile(opt.net):
+    if not Path(opt.net).is_file():
         raise UserError(f'NET {opt.net}: no such file')
     try:
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(opt.net, providers=['CPUExecutionProvider'])
+        model = Path(opt.net).read_bytes()  # onnxruntime takes no path that is not UTF-8
+        session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
     except Exception as e:  # the classes of its errors are not documented
         raise UserError(f'NET {opt.net}: {str(e)[:300]}') from e
     images, properties = session.get_inputs()[0], session.get_modelmeta().custom_metadata_map

@@ -30,7 +30,9 @@ class Net(NamedTuple):
     def __call__(self, images):
         """logits of uint8 images [B, H, W, 3]."""
         mean, std = ([255 * v for v in values] for values in (self.mean, self.std))
-        logits = self.module(data.normalize(images, mean, std))
+        x = data.normalize(images, mean, std)
+        # In channels_last, oneDNN corrupts memory in narrow convolutions, see utils.conv2d.
+        logits = self.module(x.contiguous() if x.device.type == 'cpu' else x)
         # Some nets add auxiliary logits or features.
         return logits[0] if isinstance(logits, tuple) else getattr(logits, 'logits', logits)
 
@@ -79,7 +81,8 @@ def make(option: str, net: str, num_classes: int, opt) -> Net:
             config = torchvision.models.get_model_weights(name).DEFAULT.transforms()
             size, mean, std = config.crop_size[0], config.mean, config.std
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as e:
-        raise UserError(f'{source}: {type(e).__name__}: {str(e)[:300]}') from e
+        hint = '; pip install timm' if getattr(e, 'name', None) == 'timm' else ''
+        raise UserError(f'{source}: {type(e).__name__}: {str(e)[:300]}{hint}') from e
     if not isinstance(module, torch.nn.Module):
         raise UserError(f'{source}: returns {type(module).__name__}, not a torch.nn.Module')
     return Net(source, module, num_classes, size, opt.mean or mean, opt.std or std)

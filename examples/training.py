@@ -9,7 +9,7 @@ from modules import Net  # finds the repository
 
 import data
 from support.averages import Averages
-from support.files import write_atomically
+from support.files import check_new_file, write_atomically
 from support.photographs import train_view
 from support.program import Stopped, UserError
 from support.weights import load_into
@@ -49,11 +49,16 @@ def load(net: Net, option: str, path) -> None:
     try:
         load_into(net.module, path)
     except UserError as e:
-        raise UserError(f'{option} {e} ({net.source})') from e
+        hint = f'; the net has {net.num_classes} classes: is --teacher_classes right?'
+        hint = hint if 'size mismatch' in str(e) else ''
+        raise UserError(f'{option} {e} ({net.source}){hint}') from e
 
 
-def save(net: Net, path) -> None:
-    """Write the module's state_dict, which a machine without a GPU can load too."""
+def save(net: Net, path, first: bool) -> None:
+    """Write the module's state_dict, which a machine without a GPU can load too. The first time,
+    raises UserError if another process has written the file since the start."""
+    if first:
+        check_new_file(path)
     state = {name: value.cpu() for name, value in net.module.state_dict().items()}
     Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: torch.save(state, file))

@@ -12,8 +12,6 @@ NET is timm:NAME or MODULE:FUNCTION, called with num_classes=N, such as torchvis
 MODULE may be your own file in the current folder.
 """
 
-import sys
-
 import torch
 import torch.nn.functional as F
 from layers import print_layers, watch
@@ -50,6 +48,7 @@ add('--save', default='student.pth', metavar='FILE', help='new state_dict (defau
 
 
 def main(argv=None):
+    program.expect_one_process(argv)
     opt, _ = parser.parse(argv)
     layers, layers_t = opt.layers or [], opt.teacher_layers or opt.layers or []
     if not (opt.list or bool(opt.teacher) == bool(opt.teacher_weights) == bool(layers)):
@@ -92,8 +91,8 @@ def main(argv=None):
             text = f'{loss:.3f}' + (f' ({transfer / loss:.0%} of it transfer)' if teacher else '')
             accuracy = student.accuracy(sets.val, opt.image_size)
             print(f'epoch {epoch}: loss {text}, test accuracy {accuracy:.2f} %', flush=True)
-            save(student, opt.save)
+            save(student, opt.save, first=epoch == 1)
 
 
 if __name__ == '__main__':
-    sys.exit(program.call_main(main))
+    raise SystemExit(program.call_main(main))

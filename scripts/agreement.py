@@ -32,7 +32,7 @@ from attention_nets import (
     side_of,
 )
 from support import photographs, program
-from support.files import check_writable, write_text
+from support.files import check_file, write_text
 from support.options import Parser, number
 from support.program import UserError
 from support.teachers import check_classes, same_classes
@@ -96,7 +96,7 @@ def check_options(opt):
     if opt.save:
         if Path(opt.save).suffix != '.md':
             raise UserError(f'--save {opt.save}: must end in .md')
-        check_writable(Path(opt.save).parent)
+        check_file(opt.save)
 
 
 def check_kinds(weights, nets):

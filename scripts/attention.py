@@ -47,7 +47,7 @@ from attention_nets import (
 )
 from attention_page import GREEN, GREY, RED, ByColumns, ByRows, Row, Seen, draw, shrink
 from support import photographs, program
-from support.files import check_writable, write_atomically
+from support.files import check_file, write_atomically
 from support.logs import class_names
 from support.options import Parser, number
 from support.program import UserError
@@ -102,7 +102,7 @@ def check_options(opt):
     """Raise UserError if options contradict each other, or --save cannot be written."""
     if Path(opt.save).suffix != '.png':
         raise UserError(f'--save {opt.save}: must end in .png')
-    check_writable(Path(opt.save).parent)
+    check_file(opt.save)
     if opt.images and (opt.dataset or opt.dataroot):
         raise UserError('--images: cannot be combined with --dataset or --dataroot')
 

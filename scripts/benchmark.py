@@ -48,7 +48,7 @@ import step_parts
 import utils
 from images import decode_bgr, read_image
 from support import devices, runs
-from support.files import check_writable, write_text
+from support.files import check_file, write_text
 from support.options import Parser, number
 from support.photographs import train_view
 from support.program import UserError
@@ -388,7 +388,7 @@ def main(argv=None):
         needed = f'--steps times --batch_size, {opt.steps * opt.batch_size}'
         raise UserError(f'--images {opt.images}: must be at least {needed}')
     if opt.json:
-        check_writable(Path(opt.json).absolute().parent, '--json')
+        check_file(opt.json, '--json')
     device, _ = devices.choose_device(cifar_options(opt, 'float'))
     print(machine())
     if opt.decode or opt.input:

@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 plt.switch_backend('Agg')
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from support import program
-from support.files import check_writable, write_atomically
+from support.files import check_file, write_atomically
 from support.logs import read_log
 from support.options import Parser
 from support.program import UserError, printable
@@ -62,7 +62,7 @@ def main(argv=None):
     save = Path(opt.save)
     if save.suffix not in ('.png', '.svg'):
         raise UserError(f'--save {save}: must end in .png or .svg')
-    check_writable(save.parent)
+    check_file(save)
     files = [Path(log, 'log.txt') if os.path.isdir(log) else Path(log) for log in opt.logs]
     if opt.paper_figure and len(files) > (len(COLOURS) if opt.labels else len(PAPER_MEANS)):
         raise UserError(f'--paper_figure: {len(files)} logs; give at most 3, or 7 with --labels')

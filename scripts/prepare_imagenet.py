@@ -6,9 +6,9 @@ unpacks to one flat folder.
     # leaves the photographs where they are; writes links to them
     python scripts/prepare_imagenet.py flat LOC_val_solution.csv --links ILSVRC2012/val
 
-The labels are Kaggle's LOC_val_solution.csv, or a file with lines such as
-`ILSVRC2012_val_00000001.JPEG n01751748`. Nothing is moved before list and folder agree, and nothing
-is overwritten. After an interruption, the same command continues.
+The labels are Kaggle's LOC_val_solution.csv, TinyImageNet's val_annotations.txt, or a file with
+lines such as `ILSVRC2012_val_00000001.JPEG n01751748`. Nothing is moved before list and folder
+agree, and nothing is overwritten. After an interruption, the same command continues.
 """
 
 import errno
@@ -49,7 +49,8 @@ def main(argv=None):
         e.hint = REST
         raise
     except OSError as e:
-        raise UserError(f'{target}: cannot be written: {e.strerror}; {REST}', status=1) from e
+        after = 'this disk may have no links' if opt.links and e.errno in NO_LINKS else REST
+        raise UserError(f'{target}: cannot be written: {e.strerror}; {after}', status=1) from e
     before = f'; {len(labels) - len(jobs)} were there already' if len(labels) > len(jobs) else ''
     print(printable(f'{len(jobs)} photographs sorted into class folders of {out}{before}'))
 
@@ -60,7 +61,10 @@ def read_labels(file) -> dict:
     lines = prepare.read_lines(file, ADVICE)
     comma = bool(lines) and lines[0][1].startswith('ImageId,')  # the header
     for where, line in lines[comma:]:
-        parts = line.strip().split(',', 1) if comma else line.rsplit(maxsplit=1)
+        if comma:
+            parts = line.strip().split(',', 1)
+        else:  # TinyImageNet has the box of the object behind
+            parts = line.split('\t')[:2] if '\t' in line else line.rsplit(maxsplit=1)
         name, wnid = parts[0].strip(), (parts[-1].split() or [''])[0]
         if len(parts) < 2 or not prepare.is_class_and_file(f'{wnid}/{name}'):
             raise UserError(f'{where}: {line[:80]!r} has no name and class; {ADVICE}')

@@ -40,7 +40,10 @@ case $set_name in
     if [ -d "$root/train" ]; then
       data=(--dataset folder --dataroot "$root")
     else
-      [ -n "${DRY_RUN:-}" ] || mkdir -p "$root"
+      if [ -z "${DRY_RUN:-}" ] && ! mkdir -p "$root" 2> /dev/null; then
+        echo "quickstart.sh: error: DATAROOT=$root: cannot be created; name another folder" >&2
+        exit 2
+      fi
       data=(--dataset CIFAR10 --dataroot "$root")
     fi
     epochs=${EPOCHS:-10} beta=1e+3

@@ -40,7 +40,7 @@ import kill_at
 import resnet
 from benchmark import machine
 from support import program
-from support.files import check_writable, write_text
+from support.files import check_file, write_text
 from support.logs import read_log
 from support.options import Parser, number
 from support.photographs import scan_photographs
@@ -107,7 +107,7 @@ def complete(opt, given):
         if opt.epochs < 20:
             raise UserError(f'--epochs {opt.epochs}: memory needs at least 20')
     if opt.json:
-        check_writable(Path(opt.json).absolute().parent, '--json')
+        check_file(opt.json, '--json')
 
 
 # ------------------------ kills
@@ -246,7 +246,7 @@ def end_of(status, error):
     other end."""
     if status == 0:
         return 'finished'
-    if ': error: cannot write' in error and 'No space left on device' in error:
+    if status == 1 and ': error: cannot write' in error and 'No space left on device' in error:
         return 'full'
     if status == -signal.SIGKILL or 'SIGKILL' in error:  # torchrun names the signal
         return 'killed'

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from support import program
-from support.files import lock_folder, write_text
+from support.files import check_writable, lock_folder, write_text
 from support.program import Stopped, UserError
 from table_list import Plan, read_environment, read_list
 
@@ -98,6 +98,7 @@ class Runner:
 
     def go(self):
         self.plan.check_lengths()
+        check_writable(self.logs, 'LOGS')
         self.fetch_data()
         try:
             for stage in self.plan.stages:
@@ -113,7 +114,9 @@ class Runner:
     def fetch_data(self):
         dataset, root = self.plan.runs[0].option('--dataset'), self.env['DATAROOT']
         if dataset in ('CIFAR10', 'CIFAR100'):
-            os.makedirs(root, exist_ok=True)
+            if not os.path.isdir(root):
+                check_writable(root, 'DATAROOT')
+                os.makedirs(root)
             if len(self.slots) > 1:
                 self.call(['-c', FETCH, dataset, root])
 
@@ -194,8 +197,9 @@ class Runner:
         self.logs.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as files:
             if run.is_test():
-                out = files.enter_context(open(self.logs / f'{run.name}.txt.part', 'w'))
-                print(run.command(), file=out, flush=True)
+                out = files.enter_context(open(self.logs / f'{run.name}.txt.part', 'wb'))
+                out.write(os.fsencode(f'{run.command()}\n'))
+                out.flush()
                 streams = {'stdout': out}
             elif len(self.slots) > 1:
                 out = files.enter_context(open(self.logs / f'{run.name}.out', 'a'))
@@ -221,10 +225,10 @@ class Runner:
             )
         if run.is_test():
             part = self.logs / f'{run.name}.txt.part'
-            print(part.read_text(), end='', flush=True)
+            print(os.fsdecode(part.read_bytes()), end='', flush=True)
             part.replace(part.with_suffix(''))
         else:
-            (self.logs / run.name / 'command.txt').write_text(f'{run.command()}\n')
+            write_text(self.logs / run.name / 'command.txt', f'{run.command()}\n')
         return []
 
     def stop(self):
@@ -240,7 +244,7 @@ class Runner:
 
 def starts_with(file, line) -> bool:
     """Whether it is the first line of the file."""
-    return file.is_file() and file.read_text().split('\n')[0] == line
+    return file.is_file() and os.fsdecode(file.read_bytes().split(b'\n')[0]) == line
 
 
 def is_newer(a, b) -> bool:

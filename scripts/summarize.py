@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import plot
 from support import program
-from support.files import check_writable, write_text
+from support.files import check_file, write_text
 from support.options import Parser, number
 from support.program import UserError, listing
 from table_list import is_chosen, read_script
@@ -107,7 +107,7 @@ def main(argv=None):
     for file in files:
         if file.suffix not in suffixes:
             raise UserError(f'--save {file}: must end in {" or ".join(suffixes)}')
-        check_writable(file.parent)
+        check_file(file)
     for option, table in ('equal_time', 'controls'), ('betas', 'beta'):
         if getattr(opt, option) is not None and opt.table != table:
             raise UserError(f'--{option}: has no effect with {opt.table}, only with {table}')

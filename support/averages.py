@@ -42,7 +42,7 @@ class Averages:
             terms = ', '.join(f'{name} {v}' for name, v in row if not math.isfinite(v))
             raise UserError(
                 f'epoch {self.epoch}, step {self.step + int(bad[0]) + 1}: not finite: {terms}; '
-                f'{self.folder} keeps its last checkpoint. '
+                f'what {self.folder} holds is kept. '
                 'A lower --lr or --beta may help',
                 status=1,
             )

@@ -58,7 +58,7 @@ class Checkpoints:
         if not all(v.isfinite().all() for v in checkpoint['params'].values()):
             raise UserError(
                 f'after step {step} the parameters are not finite; '
-                f'{run.opt.save} keeps its last checkpoint. '
+                f'what {run.opt.save} holds is kept. '
                 'A lower --lr or --beta may help',
                 status=1,
             )

@@ -1,8 +1,11 @@
-"""Atomic writes, the lock of a run folder, and messages for disk errors."""
+"""Atomic writes, the lock of a run folder, and checks of paths before work begins."""
 
 import contextlib
 import errno
+import functools
+import operator
 import os
+import stat
 from pathlib import Path
 
 from support.program import UserError, warn_once
@@ -33,19 +36,22 @@ def write_atomically(path, write) -> None:
     a power cut may then lose the new file.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.part')
+    temporary = _temporary(path)
     try:
         write(temporary)
         _flush_file(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as e:
-        raise UserError(
-            f'cannot write {path}: {_disk_error(temporary, e)}; the old file is kept', status=1
-        ) from e
+        kept = '; the old file is kept' if os.path.lexists(path) else ''
+        raise UserError(f'cannot write {path}: {_disk_error(temporary, e)}{kept}', status=1) from e
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     _flush_folder(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f'.{path.name}.part')
 
 
 def _flush_file(path):
@@ -85,8 +91,8 @@ def _warn_of_fsync(error):
 
 
 def _disk_error(path, error):
-    # torch and HDF5 raise a RuntimeError of their own on a full disk: a second, plain write finds
-    # the true reason.
+    # torch raises a RuntimeError of its own on a full disk: a second, plain write finds the true
+    # reason.
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     try:
@@ -140,7 +146,8 @@ def check_writable(folder, option: str = '--save') -> None:
         except OSError as e:
             raise UserError(f'{option} {folder}: {e.strerror}') from e
         if not part.is_dir():
-            raise UserError(f'{option} {folder}: {part} is not a folder')
+            what = 'a link that leads nowhere' if part.is_symlink() and not part.exists() else ''
+            raise UserError(f'{option} {folder}: {part} is {what or "not a folder"}')
         if not os.access(part, os.W_OK | os.X_OK):
             raise UserError(f'{option} {folder}: {part} is not writable')
         return
@@ -158,3 +165,32 @@ def check_file(path, option: str = '--save') -> None:
     if os.path.isdir(path):
         raise UserError(f'{option} {path}: is a folder; give the name of a file')
     check_writable(Path(path).absolute().parent, option)
+    if len(os.fsencode(_temporary(Path(path)).name)) > 255:
+        raise UserError(f'{option} {path}: the name is too long')
+
+
+# ------------------------ reading
+
+# Without waiting for the other end of a pipe. Windows has some of these.
+FLAGS = 'O_RDONLY', 'O_NONBLOCK', 'O_NOCTTY', 'O_CLOEXEC', 'O_BINARY', 'O_NOINHERIT'
+OPEN_FLAGS = functools.reduce(operator.or_, (getattr(os, name, 0) for name in FLAGS))
+
+
+def open_regular(file):
+    """Open a regular file to read bytes. Anything else is an OSError: a pipe would wait forever."""
+    fd = os.open(file, OPEN_FLAGS)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.ENODEV, 'not a regular file', file)
+    return open(fd, 'rb')
+
+
+def check_reachable(path, option: str = '') -> None:
+    """Raise UserError if the system refuses to tell whether `path` exists: it lies in a closed
+    folder, or on a disk that is gone."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        pass
+    except OSError as e:
+        raise UserError(f'{option} {path}: {e.strerror}'.strip()) from e

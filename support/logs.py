@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from support.files import open_regular
 from support.program import UserError
 
 
@@ -19,7 +20,8 @@ def read_log(path) -> list[dict]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(errors='replace').splitlines()
+        with open_regular(path) as file:
+            lines = file.read().decode(errors='replace').splitlines()
     except OSError as e:
         raise UserError(f'{path}: {e.strerror}') from e
     records = []
@@ -85,6 +87,12 @@ def open_curves(folder, log: list):
     the curves of earlier files."""
     from torch.utils.tensorboard import SummaryWriter
 
+    try:
+        str(folder).encode()
+    except UnicodeError as e:
+        raise UserError(
+            f'--tensorboard: cannot write into {folder}, whose name is not UTF-8'
+        ) from e
     writer = SummaryWriter(folder, purge_step=0)
     for line in log:
         write_curves(writer, json.loads(line.removeprefix('json_stats: ')))

@@ -342,6 +342,9 @@ def continue_options(opt, given: set, old: dict, parser) -> argparse.Namespace:
     """
     # Older runs did what today's defaults say, with one exception.
     before = {k: parser.get_default(k) for k in run_options(opt)} | {'train_crop': 'resized'}
+    if ('imagenetpath' in old) != hasattr(opt, 'imagenetpath'):
+        program = 'imagenet.py' if 'imagenetpath' in old else 'cifar.py'
+        raise UserError(f'--resume: this is a run of {program}: continue it with that')
     old = before | old
     if not old['epochs']:  # nothing was trained: the drops are those of the length wanted now
         del old['epoch_step']
@@ -356,7 +359,8 @@ def continue_options(opt, given: set, old: dict, parser) -> argparse.Namespace:
         if name in given and getattr(opt, name) != value and not may_differ:
             raise UserError(
                 f'--resume: --{name} {_plain(getattr(opt, name))} differs from the run, '
-                f'which has {_plain(value)}: leave it out, or start a new run in another --save'
+                f'which has {_plain(value) or "none"}: '
+                'leave it out, or start a new run in another --save'
             )
     changed = 'epochs' in given and old['epochs'] not in (0, opt.epochs)
     if changed and old.get('beta_decay', 'none') != 'none':

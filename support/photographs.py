@@ -80,8 +80,8 @@ class Photographs:
             except data.BrokenImage as e:
                 if not self.opt.skip_broken:
                     raise data.BrokenImage(
-                        f'{e}. imagenet.py --check_images lists all broken images, '
-                        '--skip_broken replaces them'
+                        f'{e}. imagenet.py lists all broken images with --check_images, '
+                        'and replaces them with --skip_broken'
                     ) from e
             self.broken.add(i)
             self.check_broken(self.broken)
@@ -90,7 +90,7 @@ class Photographs:
                 with contextlib.suppress(data.BrokenImage):
                     return view(self.files[j], i, out)
             raise UserError(
-                f'--skip_broken: every image of {self.classes[self.labels[i]]} is broken'
+                f'--skip_broken: every image of {os.path.dirname(self.files[i])} is broken'
             )
 
         size, nthread, pin = self.opt.image_size, self.opt.nthread, self.device.type == 'cuda'
@@ -167,7 +167,7 @@ def check_images(sets: Sets, opt) -> None:
             ranks.all_or_none(part.check_broken, faults)
     if broken and not opt.skip_broken:
         found = f'--check_images: {broken} images are broken (listed above)'
-        ranks.end_all(UserError(f'{found}; remove them, or give --skip_broken'), status=2)
+        ranks.end_all(UserError(f'{found}; repair or remove them, or give --skip_broken'), status=2)
 
 
 def broken_images(sets: Sets) -> list[list[int]]:

@@ -173,13 +173,27 @@ class Output:
 
 # ------------------------ the whole program
 
+# What a disk refuses, whatever the program does. A file that is missing may be a bug.
+REFUSALS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+}
+
 
 def call_main(main, argv=None) -> int:
     """Call main(words of the command) and return the exit status.
 
-    0 after success, the status of a UserError, 1 without enough memory, 130 after SIGINT and 143
-    after SIGTERM; all but the first print one line on stderr. Any other exception is a bug and
-    keeps its traceback.
+    0 after success, the status of a UserError, 1 without enough memory or if the disk refuses a
+    file, 130 after SIGINT and 143 after SIGTERM; all but the first print one line on stderr. Any
+    other exception is a bug and keeps its traceback.
     Status 1 also if stdout cannot be written, unless its reader has gone.
     """
     open_streams()
@@ -221,6 +235,12 @@ def _end_of(main, argv) -> int:
         ignore_signals()
         needs_less = 'use a smaller batch, net or image'
         print(f'{_name()}: error: not enough memory; {needs_less}', file=sys.stderr)
+        return 1
+    except OSError as e:
+        if e.errno not in REFUSALS or not e.filename:
+            raise
+        ignore_signals()
+        print(f'{_name()}: error: {printable(e.filename)}: {e.strerror}', file=sys.stderr)
         return 1
     except Stopped as e:
         ignore_signals()

@@ -6,6 +6,7 @@ A program that does not call `join` is one process, whatever the environment say
 import contextlib
 import functools
 import os
+import signal
 import sys
 
 import torch
@@ -33,12 +34,17 @@ def join(argv) -> None:
         program.end_quietly()
     if error:
         raise UserError(f'{error}: start it with torchrun, or unset WORLD_SIZE for one process')
+    # It waits for up to half an hour, in which Python's own handlers are not called.
+    handlers = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
     except (RuntimeError, ValueError) as e:
         at = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
         reason = str(e).splitlines()[0]
         raise UserError(f'cannot reach the other processes at {at}: {reason}', status=1) from e
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def find_fault(world: int) -> str:

@@ -22,6 +22,7 @@ import safetensors
 import torch
 
 from support import hkl
+from support.files import open_regular
 from support.pickles import MOST_BYTES, Name, StandIn, is_key, load
 from support.program import UserError
 
@@ -141,7 +142,7 @@ def reading(path):
 
 def _open(path):
     try:
-        return open(path, 'rb')
+        return open_regular(path)
     except OSError as e:
         raise UserError(e.strerror) from e
 
@@ -415,7 +416,13 @@ def _read_into(file, buffer: memoryview) -> None:
 def _safetensors(stack, path, header_bytes: int) -> dict:
     if header_bytes > MOST_HEADER:
         raise ValueError('its header is too long')
-    file = stack.enter_context(safetensors.safe_open(path, framework='pt'))
+    try:
+        os.fspath(path).encode()
+        file = stack.enter_context(safetensors.safe_open(path, framework='pt'))
+    except UnicodeError as e:
+        raise UserError('safetensors cannot open a path that is not UTF-8: rename it') from e
+    except OSError as e:
+        raise UserError(f'safetensors cannot open it: {e}; copy it to another disk') from e
     with open(path, 'rb') as raw:
         raw.seek(8)
         header = json.loads(raw.read(header_bytes))

@@ -18,7 +18,13 @@ from tqdm import tqdm
 
 import utils
 from support import devices, logs, ranks
-from support.files import check_writable, lock_folder, write_atomically, write_text
+from support.files import (
+    check_reachable,
+    check_writable,
+    lock_folder,
+    write_atomically,
+    write_text,
+)
 from support.options import continue_options, run_options
 from support.program import Stopped, UserError
 from support.readers import read_values
@@ -217,7 +223,7 @@ class Run:
         """
         epoch = self.epoch + 1 if self.opt.epochs else 0
         if not math.isfinite(stats['test_loss']):
-            kept = f'{self.opt.save} keeps its last checkpoint'
+            kept = f'what {self.opt.save} holds is kept'
             ranks.end_all(
                 UserError(f'epoch {epoch}: the test loss is {stats["test_loss"]}; {kept}', status=1)
             )
@@ -330,7 +336,7 @@ def open_folder(folder, checkpoint: dict | None, here: bool = True):
     except BlockingIOError as e:
         raise UserError(f'--save {folder}: another process is training in it') from e
     except OSError as e:
-        raise UserError(f'--save {folder}: cannot be created: {e.strerror}') from e
+        raise UserError(f'--save {folder}: cannot be created or opened: {e.strerror}') from e
     try:
         now = load_checkpoint(folder) if holds_run(folder) else None
         expected = checkpoint if here else None
@@ -375,7 +381,11 @@ def sync_folder(folder, checkpoint: dict) -> None:
     Files that agree are not touched. Inside an epoch model.hkl stays that of the epoch before.
     """
     log, model = Path(folder) / 'log.txt', Path(folder) / 'model.hkl'
-    if (log.read_bytes() if log.is_file() else b'') != log_text(checkpoint).encode():
+    try:
+        written = log.read_bytes()
+    except OSError:  # missing, or of another user
+        written = b''
+    if written != log_text(checkpoint).encode():
         write_text(log, log_text(checkpoint))
     if checkpoint['step']:
         return
@@ -408,9 +418,13 @@ def load_checkpoint(path) -> dict:
     """checkpoint.pt of a run folder, or that file. Raises UserError if it is damaged."""
     path = Path(path)
     path = path / 'checkpoint.pt' if os.path.isdir(path) else path
-    if not os.path.isfile(path):
+    check_reachable(path, '--resume:')
+    if not os.path.exists(path):
         raise UserError(f'--resume: {path}: no such file; --resume needs checkpoint.pt')
-    checkpoint = read_values(path)
+    try:
+        checkpoint = read_values(path)
+    except UserError as e:
+        raise UserError(f'--resume: {e}. Restore it, or choose a new --save folder') from e
     if isinstance(checkpoint, dict):
         checkpoint.setdefault('adapters', {})  # the first runs had none
         checkpoint.setdefault('train_time', 0.0)  # nor this

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from support import ranks, runs
 from support.devices import multiply_adds
 from support.logs import class_names, json_stats
 from support.program import UserError, listing
-from support.weights import Net, checksum
+from support.weights import Net, checksum, exists
 from utils import is_statistic
 
 
@@ -22,28 +23,38 @@ def load_teacher(run: runs.Run, option: str, load: Callable) -> Net | None:
 
     A resumed run takes the first net whose weights are as before: at the path given now, or at the
     stored path as seen from the current folder, from the one that the run was started in, or from
-    --save, if the teacher has moved along with it. Raises UserError that names the paths tried.
+    --save, if the teacher has moved along with it. Raises UserError if another net is given, or
+    with the paths tried.
     """
     path = getattr(run.opt, option)
     if not path or not run.checkpoint:
         return load(path) if path else None
     stored, facts = run.checkpoint['options'], run.checkpoint['facts']
     started, old = facts.get('folder', ''), stored[option]
+    if path != old and any(exists(p) for p in (path, os.path.join('logs', path))):
+        net = load(path)
+        if checksum(net.params.values()) != facts.get('teacher'):
+            raise UserError(
+                f'--resume: --{option} {path}: has other weights than the teacher of this run, '
+                f'{old or "none"}: leave it out, or start a new run in another --save'
+            )
     beside = os.path.relpath(old, stored.get('save') or '.')
     places = [path, old, *(os.path.join(started, logs, old) for logs in ('', 'logs'))]
     places.append(os.path.normpath(os.path.join(run.opt.save, beside)))
-    places = list(dict.fromkeys(places))
-    for place in places:
+    faults = []
+    for place in dict.fromkeys(places):
         try:
             net = load(place)
-        except UserError:  # it is not there
+        except UserError as e:
+            faults.append(re.sub(': no such .*', ': missing', str(e).removeprefix(f'--{option} ')))
             continue
         if checksum(net.params.values()) == facts.get('teacher'):
             run.options[option] = place
             return net
+        faults.append(f'{place}: has other weights')
     raise UserError(
-        f'--resume: cannot find the teacher of this run (same weights); tried {listing(places)}. '
-        f'Give its path with --{option}'
+        f'--resume: cannot find the teacher of this run. Give its path with --{option}. Tried '
+        f'{"; ".join(faults)}'
     )
 
 

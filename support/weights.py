@@ -16,7 +16,7 @@ import data
 import nin
 import resnet
 from support import names, program, readers
-from support.files import write_atomically
+from support.files import check_reachable, write_atomically
 from support.logs import read_log
 from support.program import UserError, listing
 from utils import wide
@@ -51,6 +51,7 @@ def load_net(source) -> Net:
         raise UserError(f'{source}: no such run folder or weights file')
     if folder:
         if not os.path.exists(folder / 'log.txt'):
+            check_reachable(folder / 'log.txt')
             raise UserError(
                 f'{folder}: has no log.txt: not a run folder, or its first epoch is not finished'
             )
@@ -199,12 +200,12 @@ def save_params(path, params: dict) -> None:
     wider = {k: wide(v) if v.dtype == torch.bfloat16 else v for k, v in params.items()}
     arrays = {k: v.detach().cpu().contiguous().numpy() for k, v in wider.items()}
 
-    def write(temporary):
-        # The run folder is locked; without locks on its disk HDF5 would refuse.
-        with h5py.File(temporary, 'w', locking=False) as file:
-            hickle.dump(arrays, file)
-
-    write_atomically(path, write)
+    # In memory: HDF5 crashes if the disk is full.
+    with h5py.File('memory', 'w', driver='core', backing_store=False) as file:
+        hickle.dump(arrays, file)
+        file.flush()
+        image = file.id.get_file_image()
+    write_atomically(path, lambda temporary: temporary.write_bytes(image))
 
 
 def load_params(source) -> dict:
@@ -277,6 +278,9 @@ def split_key(source) -> tuple[Path, str]:
     return Path(source), ''
 
 
-def exists(source) -> bool:
-    """Whether `source` is an existing path or FILE:KEY of an existing file."""
-    return os.path.exists(split_key(source)[0])
+def exists(source, option: str = '') -> bool:
+    """Whether `source` is an existing path or FILE:KEY of an existing file. Raises UserError, which
+    begins with `option`, if it lies in a closed folder."""
+    file, _ = split_key(source)
+    check_reachable(file, option)
+    return os.path.exists(file)

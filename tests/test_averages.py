@@ -34,6 +34,8 @@ def test_a_resumed_epoch_has_the_averages_of_an_uninterrupted_one():
 
 def test_a_term_that_is_not_finite_is_named_with_its_step():
     averages = averages_of([STEPS[0], ([1.0, float('nan')], 4)], step=5)
-    with pytest.raises(UserError, match='epoch 3, step 7: not finite: accuracy nan; logs/x') as e:
+    with pytest.raises(
+        UserError, match='epoch 3, step 7: not finite: accuracy nan; what logs/x'
+    ) as e:
         averages.update()
     assert e.value.status == 1 and not averages.sums.any()

@@ -462,6 +462,11 @@ def test_validate_tests_on_held_out_training_images(home):
     assert records[-1]['test_acc'] == pytest.approx(cifar.test(f, params, held_out)[1])
 
 
+def test_tensorboard_cannot_write_into_a_folder_whose_name_is_not_utf8(home):
+    done = command(home, '--epochs 1 --tensorboard --save', os.fsdecode(b'caf\xe9'))
+    assert done.returncode == 2 and '--tensorboard: cannot write into caf\\xe9' in done.stderr
+
+
 def test_tensorboard_has_every_epoch_of_a_resumed_run(home):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -447,7 +447,7 @@ def test_an_odd_sized_image_is_named(tmp_path):
 @pytest.mark.parametrize(
     'train, test, message',
     [
-        (('cat', 'dog'), ('cat', 'cow'), 'cow, dog'),
+        (('cat', 'dog'), ('cat', 'cow'), "'dog' only in train; 'cow' only in test"),
         (('cat', 'dog', 'cow'), ('cat', 'dog'), 'cow'),
         (('cat',), ('cat',), 'at least 2'),
         ((), (), 'no folder'),

@@ -1,5 +1,6 @@
 """examples/: transfer between any two torch modules, and the class names of image files."""
 
+import argparse
 import math
 import os
 import re
@@ -364,7 +365,8 @@ def test_nets_of_timm(home, capsys):
             '--teacher_weights none.pth',
         ),
         ('--teacher nets:large --teacher_weights nets.py --layers b', '--teacher_weights nets.py'),
-        (f'{TAUGHT} --teacher_classes 4 --layers b', 'does not fit the net'),
+        (f'{TAUGHT} --teacher_classes 4 --layers b', 'has 4 classes: is --teacher_classes right?'),
+        ('--student timm2:x', "No module named 'timm2'"),
         ('--save set', '--save set: is a folder'),
         ('--save large.pth', '--save large.pth: already exists'),
         ('--save nets.py/student.pth', 'nets.py is not a folder'),
@@ -378,6 +380,34 @@ def test_a_mistake_in_transfer_is_one_line_that_names_it(options, named, home, c
     argv = words('set --student nets:small --image_size 40 --epochs 1', options)
     assert named in refused(transfer.main, argv, capsys)
     assert sorted(home.rglob('[!_]*')) == before
+
+
+def test_a_file_that_another_process_has_written_since_is_kept(home, monkeypatch, capsys):
+    accuracy = modules.Net.accuracy
+
+    def write_and_test(net, val, size):
+        Path('student.pth').write_text('of another process')
+        return accuracy(net, val, size)
+
+    monkeypatch.setattr(modules.Net, 'accuracy', write_and_test)
+    argv = words('set --student nets:small --image_size 40 --epochs 1')
+    assert 'student.pth: already exists' in refused(transfer.main, argv, capsys)
+    assert Path('student.pth').read_text() == 'of another process'
+
+
+def test_transfer_is_a_single_process(home, monkeypatch, capsys):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    argv = words('set --student nets:small')
+    assert 'WORLD_SIZE=2: ' in refused(transfer.main, argv, capsys)
+
+
+def test_nets_on_a_cpu_get_images_without_channels_last(home):
+    """In channels_last, torch ends with a segmentation fault in some narrow nets."""
+    seen = []
+    net = modules.make('--student', 'nets:small', 3, argparse.Namespace(mean=None, std=None))
+    net.module.a.register_forward_pre_hook(lambda module, x: seen.append(x[0].is_contiguous()))
+    net(torch.zeros(2, 40, 40, 3, dtype=torch.uint8))
+    assert seen == [True]
 
 
 def test_photographs_that_are_missing_or_broken_are_named(home, capsys, tmp_path):

@@ -4,15 +4,21 @@ are warned of."""
 import errno
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import pytest
 import torch
 
 import cifar
+import data
 from samples import words
-from support import files, program, weights
+from support import files, logs, program, readers, runs, weights
 from support.program import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -206,9 +212,50 @@ def test_a_folder_to_write_in_is_checked_without_making_it(tmp_path):
     (tmp_path / 'dangling').symlink_to(tmp_path / 'nowhere')
     with pytest.raises(UserError, match='too long'):
         files.check_writable(tmp_path / ('x' * 300))
-    for path in tmp_path / 'file', tmp_path / 'file' / 'b', tmp_path / 'dangling':
+    for path in tmp_path / 'file', tmp_path / 'file' / 'b':
         with pytest.raises(UserError, match='is not a folder'):
             files.check_writable(path)
+    with pytest.raises(UserError, match='dangling is a link that leads nowhere'):
+        files.check_writable(tmp_path / 'dangling')
+
+
+def test_a_file_to_write_is_checked_with_its_temporary_name(tmp_path):
+    """`.NAME.part` is six bytes longer, and a disk takes 255."""
+    files.check_file(tmp_path / ('x' * 245 + '.png'))
+    files.write_text(tmp_path / ('x' * 245 + '.png'), 'x')
+    with pytest.raises(UserError, match='--save .*: the name is too long'):
+        files.check_file(tmp_path / ('x' * 246 + '.png'))
+    with pytest.raises(UserError, match='is a folder'):
+        files.check_file(tmp_path)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    """To open it would wait for its other end for ever."""
+    os.mkfifo(tmp_path / 'pipe')
+    for read in readers.read_values, logs.read_log:
+        with pytest.raises(UserError, match='pipe: not a regular file'):
+            read(tmp_path / 'pipe')
+
+
+def test_what_lies_in_a_closed_folder_is_not_called_missing(tmp_path, monkeypatch):
+    files.check_reachable(tmp_path / 'missing')
+    stat = os.stat
+
+    def refuse(path, *arguments, **options):
+        if str(path).startswith(f'{tmp_path}/closed'):
+            raise PermissionError(errno.EACCES, 'Permission denied', path)
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, 'stat', refuse)
+    (tmp_path / 'photos').mkdir()
+    calls = [
+        lambda: weights.load_net(tmp_path / 'closed/run'),
+        lambda: runs.load_checkpoint(tmp_path / 'closed/run'),
+        lambda: data.scan_folder(tmp_path / 'closed'),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match='closed/?.*: Permission denied'):
+            call()
 
 
 # ------------------------ whole runs
@@ -241,14 +288,40 @@ def test_hdf5_needs_no_locks_either(tmp_path, monkeypatch):
     locking, start = [], h5py.File.__init__
 
     def record(file, name, *arguments, **options):
-        if isinstance(name, os.PathLike):
+        if isinstance(name, os.PathLike):  # not in memory
             locking.append(options.get('locking'))
         start(file, name, *arguments, **options)
 
     monkeypatch.setattr(h5py.File, '__init__', record)
     weights.save_params(tmp_path / 'a.hkl', {'conv0': torch.ones(2)})
     weights.load_params(tmp_path / 'a.hkl')
-    assert locking == [False, False]
+    assert locking == [False]
+
+
+def test_weights_on_a_full_disk_are_an_error_of_one_line(tmp_path):
+    """HDF5 itself, writing to a full disk, ends the process with a segmentation fault."""
+    script = tmp_path / 'full.py'
+    script.write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import resource, signal, torch
+from support import program
+from support.weights import save_params
+
+def main(argv):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit is then an error
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    params = {{f'conv{{i}}': torch.ones(64, 64) for i in range(50)}}
+    save_params({str(tmp_path / 'a.hkl')!r}, params)
+
+sys.exit(program.call_main(main))
+"""
+    )
+    done = subprocess.run([sys.executable, script], check=False, capture_output=True, text=True)
+    assert done.returncode == 1, done
+    assert done.stderr == f'full.py: error: cannot write {tmp_path}/a.hkl: File too large\n'
+    assert os.listdir(tmp_path) == ['full.py']
 
 
 def test_a_finished_run_on_a_read_only_disk_is_finished(tmp_path, train, monkeypatch, capsys):

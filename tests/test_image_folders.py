@@ -225,7 +225,7 @@ def test_the_first_folder_with_the_classes_of_train_is_taken(tests, tmp_path):
     unlabelled(tmp_path, first)
     _, test, lines = scan(tmp_path, tests=tests)
     assert test == theirs(tmp_path / second)
-    assert len(lines) == 1 and f'testing on {second}/' in lines[0] and f'{first}: has' in lines[0]
+    assert len(lines) == 1 and f'testing on {second}/' in lines[0] and f'{first}: holds' in lines[0]
     for file in (tmp_path / first).iterdir():
         file.unlink()
     make_set(tmp_path, splits=(first,))
@@ -245,17 +245,51 @@ def test_if_none_fits_the_first_is_explained(tmp_path):
     make_set(tmp_path, splits=('train',))
     make_set(tmp_path, ('cat', 'cow'), splits=('val',))
     unlabelled(tmp_path, 'test')
-    with pytest.raises(UserError, match='test: has 7 images outside of class folders'):
+    with pytest.raises(UserError, match=r'test: holds images outside of class folders \(7\)'):
         scan(tmp_path)
-    with pytest.raises(UserError, match='train and val have different classes: cow, dog'):
+    with pytest.raises(
+        UserError, match="different classes: 'dog' only in train; 'cow' only in val"
+    ):
         scan(tmp_path, tests=('val', 'test'))
 
 
 def test_imagenets_flat_folder_leads_to_the_tool_that_sorts_it(tmp_path):
     make_set(tmp_path, splits=('train',))
     write(tmp_path, *(f'val/ILSVRC2012_val_{i:08d}.JPEG' for i in range(1, 6)), kind='JPEG')
-    with pytest.raises(UserError, match='val: has 5 images .* scripts/prepare_imagenet.py'):
+    with pytest.raises(UserError, match='val: holds images .* scripts/prepare_imagenet.py'):
         scan(tmp_path, option='--imagenetpath', tests=('val', 'test'))
+
+
+def test_classes_whose_names_look_equal_are_told_apart(tmp_path):
+    """macOS may write an accent as a letter of its own."""
+    make_set(tmp_path, ('caf\u00e9', 'dog'), splits=('train',))
+    make_set(tmp_path, ('cafe\u0301', 'dog'), splits=('test',))
+    with pytest.raises(UserError, match=r"'caf\\xe9' only in train; 'cafe\\u0301' only in test"):
+        scan(tmp_path)
+
+
+def test_tiny_imagenets_flat_folder_leads_to_the_tool_that_sorts_it(tmp_path):
+    make_set(tmp_path, splits=('train',))
+    write(tmp_path, *(f'val/images/val_{i}.JPEG' for i in range(5)), kind='JPEG')
+    with pytest.raises(UserError, match='only 1 class folder.* scripts/prepare_imagenet.py'):
+        scan(tmp_path, tests=('val', 'test'))
+
+
+def test_a_run_folder_among_the_classes_is_not_to_be_removed(tmp_path):
+    make_set(tmp_path)
+    (tmp_path / 'train/run').mkdir()
+    (tmp_path / 'train/run/log.txt').write_text('')
+    with pytest.raises(UserError, match='train/run: holds no images; move this run folder'):
+        scan(tmp_path)
+
+
+def test_the_cifar_files_in_the_folder_are_pointed_out(tmp_path):
+    (tmp_path / 'cifar-10-batches-py').mkdir()
+    with pytest.raises(UserError, match='give --dataset CIFAR10'):
+        scan(tmp_path)
+    with pytest.raises(UserError, match='no folder') as e:
+        scan(tmp_path, option='--imagenetpath')
+    assert '--dataset' not in str(e.value)
 
 
 # ------------------------ names

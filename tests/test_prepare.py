@@ -508,14 +508,20 @@ def contents(folder):
     return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
-@pytest.mark.parametrize('form', ['kaggle', 'pairs', 'pairs without suffix', 'crlf'])
+FORMS = 'kaggle', 'pairs', 'pairs without suffix', 'crlf', 'boxes'
+
+
+@pytest.mark.parametrize('form', FORMS)
 def test_a_flat_folder_is_sorted_into_its_classes(form, tmp_path, capsys):
     flat, labels, photographs = make_flat(tmp_path / 'set')
     if form == 'crlf':
         labels.write_bytes(b'\xef\xbb\xbf' + labels.read_bytes().replace(b'\n', b'\r\n'))
     elif form != 'kaggle':
         cut = -5 if 'without' in form else None
-        labels.write_text(''.join(f'{k[:cut]} {wnid}\n' for k, (wnid, _) in photographs.items()))
+        line = '{} {}\n' if 'pairs' in form else '{}\t{}\t0\t32\t44\t62\n'  # of TinyImageNet
+        labels.write_text(
+            ''.join(line.format(k[:cut], wnid) for k, (wnid, _) in photographs.items())
+        )
     (flat / '.DS_Store').write_bytes(b'x')
     (flat / 'readme.txt').write_bytes(b'y')
     others = {'.DS_Store': b'x', 'readme.txt': b'y'}

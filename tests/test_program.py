@@ -217,6 +217,17 @@ def test_the_training_scripts_limit_spinning_before_torch_is_imported():
         assert text.index('program.start(__name__') < text.index('import torch')
 
 
+def test_what_the_disk_refuses_is_one_line_and_a_missing_file_a_bug(tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    assert program.call_main(lambda argv: os.mkdir(tmp_path / 'file/x'), []) == 1
+    error = capsys.readouterr().err
+    assert error.endswith(f': error: {tmp_path}/file/x: Not a directory\n')
+    with pytest.raises(FileNotFoundError):
+        program.call_main(lambda argv: os.mkdir(tmp_path / 'no/x'), [])
+    with pytest.raises(OSError, match='a socket'):
+        program.call_main(lambda argv: exec("raise OSError(13, 'a socket')"), [])  # noqa: S102
+
+
 @pytest.mark.parametrize(
     'error',
     [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …")],

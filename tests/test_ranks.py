@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,30 @@ def test_every_program_has_help_in_any_environment(environment, tmp_path):
     for path in programs:
         done = run_script(path, '--help', cwd=tmp_path)
         assert done.returncode == 0 and f'usage: {path.name}' in done.stdout, done.stderr
+
+
+def test_a_rank_that_waits_for_the_others_can_be_stopped(environment, tmp_path):
+    environment(**LAUNCHED | {'RANK': '1', 'MASTER_ADDR': 'no-such-host.invalid'})
+    (tmp_path / 'rank.py').write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from support import program, ranks
+
+def main(argv):
+    print('joining', flush=True)
+    ranks.join(argv)
+
+sys.exit(program.call_main(main))
+"""
+    )
+    command = [sys.executable, tmp_path / 'rank.py']
+    quiet = {'stdout': subprocess.PIPE, 'stderr': subprocess.DEVNULL, 'text': True}
+    with subprocess.Popen(command, **quiet) as rank:
+        assert rank.stdout.readline() == 'joining\n'
+        time.sleep(1)  # it looks for the host, again and again
+        rank.terminate()
+        assert rank.wait(20) in (-signal.SIGTERM, 143)
 
 
 # ------------------------ the launchers of torch

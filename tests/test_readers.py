@@ -4,6 +4,7 @@ import functools
 import gzip
 import io
 import json
+import os
 import pickle
 import struct
 import tarfile
@@ -131,6 +132,14 @@ def test_plain_values_beside_the_tensors_are_kept(tmp_path):
     for protocol in 2, 4:
         torch.save(values, tmp_path / 'm', pickle_protocol=protocol)
         assert readers.read_values(tmp_path / 'm') == values
+
+
+def test_safetensors_of_a_name_that_is_not_utf8_are_not_called_damaged(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b'/caf\xe9')
+    safetensors.torch.save_file({'a': torch.zeros(2)}, tmp_path / 'm')
+    os.rename(tmp_path / 'm', path)
+    with pytest.raises(UserError, match='a path that is not UTF-8: rename it'):
+        readers.read_values(path)
 
 
 def test_safetensors_are_read_as_their_library_reads_them(tmp_path):

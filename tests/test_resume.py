@@ -59,6 +59,39 @@ def test_the_stored_teacher_counts_if_another_is_given(home):
     assert records_of(Path('run'))[-1]['teacher_id'] == 'nets/teacher'
 
 
+def test_another_net_as_the_teacher_is_refused_by_name(home, capsys):
+    assert train('--epochs 1 --save run --teacher_id nets/teacher') == 0
+    assert train('--epochs 1 --save nets/other --seed 7') == 0
+    capsys.readouterr()
+    assert train('--epochs 2 --save run --resume --teacher_id nets/other') == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and '--teacher_id nets/other: has other weights' in error
+    assert len(records_of(Path('run'))) == 1
+
+
+def test_a_run_of_the_other_program_is_refused_by_name(home, capsys):
+    assert train('--epochs 1 --save run') == 0
+    resumed = words('--imagenetpath set --save run --resume')
+    assert program.call_main(imagenet.main, resumed) == 2
+    assert 'this is a run of cifar.py' in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_read_is_written_again(home, monkeypatch):
+    assert train('--epochs 1 --save run') == 0
+    log = Path('run/log.txt').read_bytes()
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.name == 'log.txt':
+            raise PermissionError(13, 'Permission denied', str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, 'read_bytes', refuse)
+    assert train('--epochs 1 --save run --resume') == 0
+    monkeypatch.undo()
+    assert (home / 'run/log.txt').read_bytes() == log
+
+
 def test_a_run_continues_from_another_working_directory(home, monkeypatch):
     Path('logs').mkdir()
     Path('nets/teacher').rename('logs/teacher')

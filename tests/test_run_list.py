@@ -81,6 +81,26 @@ def test_what_is_done_is_skipped_without_a_start_of_python(fake):
         assert status == 0 and ': done' not in out
 
 
+def test_folders_may_have_names_that_are_not_utf8(fake, tmp_path):
+    given, calls = fake
+    given |= {'SEEDS': '0', 'LOGS': os.fsdecode(os.fsencode(tmp_path) + b'/caf\xe9')}
+    for done in 0, 4:
+        status, out, err = finish('figure_convergence', **given)
+        assert status == 0 and out.count(': done') == done, err
+    assert calls()[-1] == 'tool scripts/plot.py'
+
+
+@pytest.mark.parametrize('name', ['LOGS', 'DATAROOT'])
+def test_a_folder_that_cannot_be_made_is_one_line_that_names_it(name, fake, tmp_path):
+    given, calls = fake
+    (tmp_path / 'file').touch()
+    given |= {'SEEDS': '0', name: str(tmp_path / 'file/below')}
+    status, _, err = finish('figure_convergence', **given)
+    assert status == 2 and not calls()
+    error = f'figure_convergence.sh: error: {name} {tmp_path}/file/below: '
+    assert err == f'{error}{tmp_path}/file is not a folder\n'
+
+
 def test_a_part_of_a_script_ends_in_its_table(fake):
     """With ONLY, what is left out is neither measured nor drawn."""
     given, calls = fake
@@ -223,7 +243,7 @@ def plan_of(script, **given):
 def test_the_data_that_extra_names_are_downloaded(monkeypatch):
     calls = []
     monkeypatch.setattr(run_list.Runner, 'call', lambda self, words: calls.append(words))
-    monkeypatch.setattr(os, 'makedirs', lambda path, exist_ok: None)
+    monkeypatch.setattr(os, 'makedirs', lambda path: None)
     plan = plan_of('table2', EXTRA='--dataset CIFAR100', JOBS='2')
     run_list.Runner(plan).fetch_data()
     assert calls == [['-c', run_list.FETCH, 'CIFAR100', '/home/sets']]

@@ -89,6 +89,14 @@ def test_at_loss_is_its_formula(a, b, p):
     )
 
 
+@pytest.mark.parametrize('p, kind', [(2, 'mean'), (2, ''), (0, 'sum'), (-1, 'max')])
+def test_a_map_that_does_not_exist_is_refused(p, kind):
+    x = torch.ones(2, 3, 4, 4)
+    for call in lambda: utils.at(x, p, kind), lambda: utils.at_loss(x, x, p, kind):
+        with pytest.raises(ValueError, match=f'map {kind!r} with p {p}'):
+            call()
+
+
 def test_at_loss_pools_the_means_before_it_normalises():
     x, y = randn(2, 3, 4, 4, seed=1).abs() ** 3, randn(2, 3, 2, 2, seed=2)
     normalised_first = pooled(normalized(map_of(x.numpy(), 2)).reshape(2, 4, 4), 2, 2)
