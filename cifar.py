@@ -351,7 +351,7 @@ def term_names(opt) -> list[str]:
     names = [f'at_loss of group {i}' for i in opt.at_groups] if opt.teacher_id else []
     if 'at_groups' not in METHODS[opt.method].options:
         names = [f'--method {opt.method}']
-    return ['loss', 'distillation', *names, 'accuracy']
+    return ['loss', utils.task_name(opt), *names, 'accuracy']
 
 
 # ------------------------ training and testing
@@ -437,7 +437,7 @@ def test_teacher(opt, teacher: weights.Net, nets: Nets, test_set) -> float | Non
             file=sys.stderr,
         )
     else:
-        stated = weights.stated_accuracy(teacher_path(opt.teacher_id))
+        stated = logged if comparable else weights.stated_accuracy(teacher_path(opt.teacher_id))
         teachers.warn_of_accuracy(source, teacher, acc, len(test_set.labels), stated)
     return acc
 
@@ -519,7 +519,8 @@ def prepare(run: runs.Run, device) -> tuple[Nets, data.ImageSet, data.ImageSet]:
     nets = Nets(f, teacher and teacher.f, params)
     train_set, test_set = (s.to(device) for s in sets)
     if teacher and not run.checkpoint:
-        teachers.warn_of_training(opt.teacher_id, teacher.records, opt.validate, test_set.classes)
+        shape, classes = test_set.images.shape[1:3], test_set.classes
+        teachers.warn_of_training(opt.teacher_id, teacher, opt.validate, classes, shape)
         run.facts['teacher_test_acc'] = test_teacher(opt, teacher, nets, test_set)
     return nets, train_set, test_set
 
@@ -538,7 +539,8 @@ def main(argv=None):
     devices.warn_of_slow_dtype(opt.dtype, device)
 
     nets, train_set, test_set = prepare(run, device)
-    run.describe(utils.part(nets.params, 'student'), train_set.classes, device)
+    params_s, shape = utils.part(nets.params, 'student'), list(train_set.images.shape[1:3])
+    run.describe(params_s, train_set.classes, device, image_shape=shape)
     loss_of = make_loss(nets, opt, device_ids)
     compilable = not METHODS[opt.method].gradient
     if opt.compile and not compilable:

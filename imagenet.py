@@ -121,7 +121,7 @@ add(
 add(
     '--skip_broken',
     action='store_true',
-    help='replace a broken image by the next one of its class (default: stop with an error)',
+    help='replace up to 1 %% of broken images by others of their classes (default: stop at one)',
 )
 add = parser.add_argument_group('teacher').add_argument
 add(
@@ -331,7 +331,7 @@ def make_loss(nets: Nets, opt, device_ids: list) -> Callable:
 def term_names(opt) -> list[str]:
     """The names of student_loss's terms."""
     ats = [f'at_loss of group {g}' for g in opt.at_groups] if opt.teacher_params else []
-    return ['loss', 'distillation', *ats, 'top-1', 'top-5']
+    return ['loss', utils.task_name(opt), *ats, 'top-1', 'top-5']
 
 
 def correct(logits, targets):
@@ -548,8 +548,8 @@ def prepare(run: runs.Run, device) -> tuple[Nets, Sets]:
     params = utils.flatten({k: devices.to_device(v, device) for k, v in parts.items()})
     nets = Nets(student.f, teacher and teacher.f, params)
     if teacher and not run.checkpoint:
-        classes = sets.val.classes
-        teachers.warn_of_training(opt.teacher_params, teacher.records, opt.validate, classes)
+        classes, shape = sets.val.classes, (opt.image_size, opt.image_size)
+        teachers.warn_of_training(opt.teacher_params, teacher, opt.validate, classes, shape)
         run.facts['teacher_test_acc'] = test_teacher(opt, teacher, nets, sets.val)
     return nets, sets
 

@@ -244,6 +244,11 @@ def distillation(y, teacher_scores, labels, T: float, alpha: float) -> torch.Ten
     return loss
 
 
+def task_name(opt) -> str:
+    """What `distillation` computes, for a message."""
+    return 'distillation' if opt.alpha else 'cross-entropy'
+
+
 def input_gradient(f, x: torch.Tensor, targets: torch.Tensor, create_graph: bool = False) -> tuple:
     """(logits, groups, J) of logits, groups = f(x), with J [B, 3, H, W] = d cross_entropy / d x
     (section 3.2 of the paper).

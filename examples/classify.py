@@ -24,7 +24,7 @@ from support.logs import class_names
 from support.options import Parser, number
 from support.photographs import centre_view
 from support.program import UserError, printable
-from support.weights import image_size, load_net, normalisation
+from support.weights import image_shape, load_net, normalisation
 
 parser = Parser(__doc__)
 add = parser.add_argument
@@ -35,7 +35,7 @@ add('--image_size', type=number(int, 8, 1024), help='side of the crops (default:
 
 
 def open_net(opt):
-    """(logits of uint8 images [B, H, W, 3], layout, image size, class names) of NET."""
+    """(logits of uint8 images [B, H, W, 3], layout, (H, W), class names) of NET."""
     net = load_net(opt.net)
     f, params, records = net
     if resnet.num_classes(params) is None:
@@ -45,14 +45,14 @@ def open_net(opt):
         images = data.normalize(torch.from_numpy(images), *normalisation(params))
         return f(images, params, False)[0]
 
-    size = opt.image_size or image_size(f'NET {opt.net}', net)
-    return logits, resnet.layout(params), size, class_names(records)
+    shape = image_shape(f'NET {opt.net}', net)
+    if not (records or opt.image_size):
+        print(f'{opt.net} does not tell its image size: --image_size {shape[0]}?', file=sys.stderr)
+    return logits, resnet.layout(params), shape, class_names(records)
 
 
 def open_onnx(opt):
     """The same of an ONNX file."""
-    if not Path(opt.net).is_file():
-        raise UserError(f'NET {opt.net}: no such file')
     try:
         import onnxruntime
 
@@ -61,34 +61,34 @@ def open_onnx(opt):
     except Exception as e:  # the classes of its errors are not documented
         raise UserError(f'NET {opt.net}: {str(e)[:300]}') from e
     images, properties = session.get_inputs()[0], session.get_modelmeta().custom_metadata_map
-    size = images.shape[-1]
+    shape = tuple(images.shape[2:])
     if images.type != 'tensor(uint8)':
         raise UserError(f'NET {opt.net}: takes {images.type}; convert it with --normalize')
-    if opt.image_size not in (None, size):
-        raise UserError(f'--image_size {opt.image_size}: {opt.net} takes only {size}')
+    if opt.image_size and set(shape) != {opt.image_size}:
+        raise UserError(f'--image_size {opt.image_size}: {opt.net} takes only {shape}')
 
     def logits(images):
         return torch.from_numpy(session.run(None, {'images': images.transpose(0, 3, 1, 2)})[0])
 
     classes = json.loads(properties.get('classes', '[]'))
-    return logits, properties.get('layout'), size, classes
+    return logits, properties.get('layout'), shape, classes
 
 
-def view(file, layout, size):
-    """uint8 [size, size, 3] RGB."""
+def view(file, layout, shape):
+    """uint8 [H, W, 3] RGB."""
     if layout in resnet.SMALL:
-        return cv2.resize(data.decode(file), (size, size), interpolation=cv2.INTER_AREA)
-    return centre_view(file, size)
+        return cv2.resize(data.decode(file), shape[::-1], interpolation=cv2.INTER_AREA)
+    return centre_view(file, shape[0])
 
 
 def main(argv=None):
     opt, _ = parser.parse(argv)
     onnx = Path(opt.net).suffix.lower() == '.onnx'
-    logits, layout, size, classes = (open_onnx if onnx else open_net)(opt)
-    size = opt.image_size or size
+    logits, layout, shape, classes = (open_onnx if onnx else open_net)(opt)
+    shape = (opt.image_size, opt.image_size) if opt.image_size else shape
     for file in opt.images:
         with torch.inference_mode():
-            p = logits(np.stack([view(file, layout, size)])).softmax(1)[0]
+            p = logits(np.stack([view(file, layout, shape)])).softmax(1)[0]
         best = p.topk(min(opt.top, len(p)))
         names = [classes[i] if classes else f'class {i}' for i in best.indices.tolist()]
         found = ', '.join(f'{name} {100 * v:.1f} %' for name, v in zip(names, best.values.tolist()))

@@ -46,6 +46,9 @@ def stoppable(path):
 
 def load(net: Net, option: str, path) -> None:
     """Load a state_dict. Raises UserError that begins with the option."""
+    if os.path.isdir(path):
+        advice = f'give a state_dict: python scripts/convert.py {path} teacher.pth'
+        raise UserError(f'{option} {path}: is a folder; {advice}')
     try:
         load_into(net.module, path)
     except UserError as e:

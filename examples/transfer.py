@@ -37,7 +37,7 @@ add('--layers', nargs='+', metavar='L', help='layers of the student whose maps a
 add('--teacher_layers', nargs='+', metavar='L', help='of the teacher (default: as --layers)')
 add('--list', action='store_true', help='print the layers that have maps, and stop')
 add('--beta', default=1e3, type=number(low=0), help='weight of the transfer (default: 1e+3)')
-add('--image_size', type=number(int, 33, 1024), help="side of images (default: the nets' own)")
+add('--image_size', type=number(int, 8, 1024), help="side of images (default: the nets' own)")
 add('--mean', nargs=3, type=number(), help="RGB, 0 to 1, for both nets (default: each net's)")
 add('--std', nargs=3, type=number(above=0), help='as --mean')
 add('--epochs', default=40, type=number(int, 1), help='passes over the images (default: 40)')
@@ -66,7 +66,8 @@ def main(argv=None):
         load(teacher, '--teacher_weights', opt.teacher_weights)
         maps_t = watch(teacher, layers_t, opt.image_size)
         teacher.module.eval().requires_grad_(False).to(device)
-        print(f'teacher: test accuracy {teacher.accuracy(sets.val, opt.image_size):.2f} %')
+        if teacher.num_classes == student.num_classes:
+            print(f'teacher: test accuracy {teacher.accuracy(sets.val, opt.image_size):.2f} %')
     student.module.to(device)
     optimizer = torch.optim.SGD(student.module.parameters(), opt.lr, 0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, opt.epochs)

@@ -19,9 +19,9 @@ net does not know that.
 The predicted class is below the maps of the net, or below its label: green if it is right, red if
 it is wrong, grey if the image's class is unknown or is not one of the net's.
 
-Images from --images are shrunk until their longer side has --image_size pixels (default: 32 if the
-first net is one of cifar.py, else as its run has it, or 224). Those of a data set are shrunk only
-if --image_size is given. Photographs of a run are cropped to it (default: as the run has it).
+Images from --images are shrunk until their longer side has --image_size pixels (default: as the
+run of the first net has it, else 32 or 224). Those of a data set are shrunk only if --image_size is
+given. Photographs of a run are cropped to it (default: as the run has it).
 Distances between maps, in numbers: scripts/agreement.py.
 """
 
@@ -116,7 +116,7 @@ def find_images(opt, net):
     The name of an image is its class; of --images, whose classes are not known, its file name.
     """
     if opt.images:
-        longest = opt.image_size or (32 if net.is_small() else side_of(opt, net))
+        longest = side_of(opt, net)
         return [(name, shrink(image, longest)) for name, image in read_images(opt)], []
     source = find_source(opt, net)
     if source.dataset == 'photographs':

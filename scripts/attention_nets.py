@@ -10,7 +10,7 @@ import resnet
 from support import photographs
 from support.logs import check_logged_folder
 from support.program import UserError
-from support.weights import load_net, normalisation
+from support.weights import image_shape, load_net, normalisation
 
 # The mapping functions of the paper's Table 2: as written there, and as arguments of utils.at.
 MAPS = {
@@ -128,11 +128,5 @@ def find_source(opt, net):
 
 
 def side_of(opt, net):
-    """The side that photographs are cropped to: --image_size, or that of the net's run, or 224."""
-    side = opt.image_size or net.first_record().get('image_size', 224)
-    if type(side) is not int or not IMAGE_SIZES[0] <= side <= IMAGE_SIZES[1]:
-        raise UserError(
-            f'--weights {opt.weights[0]}: its log has an invalid image_size, {side!r}: '
-            'give --image_size'
-        )
-    return side
+    """The longer side of the net's images: --image_size, or as its run has it, or 32 or 224."""
+    return opt.image_size or max(image_shape(f'--weights {opt.weights[0]}', net))

@@ -23,7 +23,8 @@ always folded. Converting to torchvision's layout and back changes only num_batc
 becomes 0.
 
 --normalize uses the statistics of the training: CIFAR's for wrn and nin, ImageNet's for the others.
---image_size defaults to that of a run of imagenet.py, else 32 for wrn and nin, 224 for the others.
+--image_size defaults to that of a run, as its log has it, else 32 for wrn and nin, 224 for the
+others.
 """
 
 import http.client
@@ -45,7 +46,7 @@ from support.files import check_file, write_atomically
 from support.logs import class_names
 from support.options import Parser, number
 from support.program import UserError
-from support.weights import check_net, exists, image_size, load_net, normalisation, save_params
+from support.weights import check_net, exists, image_shape, load_net, normalisation, save_params
 
 FORMATS = ('.hkl', '.pth', '.safetensors', '.onnx')
 MODELS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'wide_resnet50_2')
@@ -68,7 +69,7 @@ add(
     '--image_size',
     type=number(int, 8, 4096),
     metavar='N',
-    help='.onnx: image height and width (default: as the net was trained, or 32, 224)',
+    help='.onnx: image height and width (default: see above)',
 )
 add('--force', action='store_true', help='overwrite OUT')
 
@@ -90,13 +91,15 @@ def main(argv=None):
     if out.suffix == '.onnx':
         if num_classes is None:
             raise UserError(f'IN {opt.source}: the net has no head (fc.*), so no logits for {out}')
-        size = opt.image_size or image_size(f'IN {opt.source}', net)
+        shape = image_shape(f'IN {opt.source}', net)
+        H, W = [opt.image_size] * 2 if opt.image_size else shape
         properties = {'layout': kind}
         if classes := class_names(records):
             properties['classes'] = json.dumps(classes)
-        export(f, params, size, normalisation(params) if opt.normalize else None, file, properties)
+        scale = normalisation(params) if opt.normalize else None
+        export(f, params, (H, W), scale, file, properties)
         dtype = 'uint8' if opt.normalize else 'normalised float32'
-        what += f', images [batch, 3, {size}, {size}] in {dtype}, cropped and resized by the caller'
+        what += f', images [batch, 3, {H}, {W}] in {dtype}, cropped and resized by the caller'
     elif out.suffix != '.hkl':
         # Clones: of tensors that share memory torch.save writes all of it, and safetensors refuses
         # them.
@@ -207,14 +210,14 @@ class Graph(torch.nn.Module):
         return self.f(images, params, False)[0]
 
 
-def export(f, params, size, scale, file, properties) -> None:
-    """Write the net as ONNX, for any number of images of that size.
+def export(f, params, shape, scale, file, properties) -> None:
+    """Write the net as ONNX, for any number of images of that (height, width).
 
     scale: (mean, std) of the images, which are then uint8; properties: {name: text}, the metadata.
     """
     if sum(v.nbytes for v in params.values()) > 2**31 - 2**24:
         raise UserError('OUT: ONNX holds at most 2 GiB, and this net has more; write .safetensors')
-    images = torch.zeros(1, 3, size, size, dtype=torch.uint8 if scale else torch.float32)
+    images = torch.zeros(1, 3, *shape, dtype=torch.uint8 if scale else torch.float32)
     options = {'input_names': ['images'], 'output_names': ['logits'], 'opset_version': 17}
     options['dynamic_axes'] = {'images': {0: 'batch'}, 'logits': {0: 'batch'}}
     with warnings.catch_warnings(), torch.no_grad():

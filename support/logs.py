@@ -79,6 +79,8 @@ def epoch_line(record: dict) -> str:
         if record['epoch'] <= 3:  # to judge --beta
             share = record['epoch_beta'] * sum(record['at_losses']) / record['train_loss']
             parts.append(f'transfer {100 * share:.0f} % of the loss')
+    if broken := record.get('broken_images'):
+        parts.append(f'broken images: {broken}')
     return ', '.join([*parts, f'{record["train_time"]:.1f} + {record["test_time"]:.1f} s'])
 
 

@@ -39,6 +39,8 @@ class Parser(argparse.ArgumentParser):
                 self.error(f'the following arguments are required: {action.metavar}')
         words = {arg.split('=')[0] for arg in argv}
         given = {a.dest for a in self._actions if words.intersection(a.option_strings)}
+        for name, value in vars(opt).items():
+            setattr(opt, name, _expand(value))
         for name in sorted(given):
             value = getattr(opt, name)
             if '' in (value if isinstance(value, list) else [value]):
@@ -61,6 +63,14 @@ class Parser(argparse.ArgumentParser):
             return False
         same = type(parsed) is type(value) and parsed == value
         return same and (action.choices is None or value in action.choices)
+
+
+def _expand(value):
+    """Paths with ~ for the home folder: a shell leaves it in --save=~/run."""
+    if isinstance(value, list):
+        return [_expand(v) for v in value]
+    is_path = isinstance(value, str) and value.startswith('~/')
+    return os.path.expanduser(value) if is_path else value
 
 
 # ------------------------ argument types

@@ -14,7 +14,7 @@ from support import ranks, runs
 from support.devices import multiply_adds
 from support.logs import class_names, json_stats
 from support.program import UserError, listing
-from support.weights import Net, checksum, exists
+from support.weights import Net, checksum, exists, image_shape
 from utils import is_statistic
 
 
@@ -58,17 +58,23 @@ def load_teacher(run: runs.Run, option: str, load: Callable) -> Net | None:
     )
 
 
-def warn_of_training(source: str, records: list, validate: int, classes: list) -> None:
-    """Print a warning if the teacher's log says that its training was cut off, or that it has
-    trained on the images that --validate holds out. Its data count as the same if they have the
-    same classes: they may be a resized copy."""
-    last = records[-1] if records else {}
+def warn_of_training(source: str, net: Net, validate: int, classes: list, shape) -> None:
+    """Print a warning if the teacher's log says that its training was cut off, that its images had
+    another (height, width) than `shape`, or that it has trained on the images that --validate
+    holds out. Its data count as the same if they have the same classes: they may be a resized
+    copy."""
+    last = net.records[-1] if net.records else {}
     epoch, epochs = (last.get(name) for name in ('epoch', 'epochs'))
     if type(epoch) is type(epochs) is int and epoch < epochs:
         text = f'stopped at epoch {epoch} of {epochs}'
         ranks.print_first(f'warning: teacher {source} {text}', sys.stderr)
+    if {'image_size', 'image_shape'} & last.keys():
+        own, here = (f'{w}x{h}' for h, w in (image_shape(f'teacher {source}', net), shape))
+        if own != here:
+            text = f'was trained on images of {own}, not {here}: its maps may be worse'
+            ranks.print_first(f'warning: teacher {source} {text}', sys.stderr)
     held_out = last.get('validate', 0)
-    if type(held_out) is int and held_out < validate and class_names(records) == classes:
+    if type(held_out) is int and held_out < validate and class_names(net.records) == classes:
         ranks.print_first(
             f'warning: teacher {source} was trained on images that --validate {validate} holds '
             f'out. Results on them mean little: train it with --validate {validate} too',
@@ -141,7 +147,7 @@ def warn_of_accuracy(source: str, net: Net, acc: float, images: int, expected=No
         'check the weights file, and that the net expects RGB images, this normalisation '
         'and this order of classes'
     )
-    if net.records and not known:
+    if known:
         ask = 'it has little to teach'
     ranks.print_first(f'warning: {source} has test accuracy {acc:.2f} %, {but}: {ask}', sys.stderr)
 

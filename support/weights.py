@@ -80,14 +80,21 @@ def normalisation(params: dict) -> tuple:
     return (data.MEAN, data.STD) if small else (data.IMAGENET_MEAN, data.IMAGENET_STD)
 
 
-def image_size(source: str, net: Net) -> int:
-    """The side of the images that the net was trained on, as its log says, or 32 or 224. Raises
-    UserError that begins with `source` if the log has an impossible one."""
-    default = 32 if resnet.layout(net.params) in resnet.SMALL else 224
-    size = net.records[0].get('image_size', default) if net.records else default
-    if type(size) is not int or not 8 <= size <= 4096:
-        raise UserError(f'{source}: its log has an invalid image_size, {size!r}: give --image_size')
-    return size
+def image_shape(source: str, net: Net) -> tuple[int, int]:
+    """(height, width) of the images that the net was trained on, as its log says: `image_shape` of
+    cifar.py, `image_size` of imagenet.py. Without them 32 or 224. Raises UserError that begins
+    with `source` if the log has an impossible one."""
+    record = net.records[0] if net.records else {}
+    if 'image_shape' in record:
+        shape = record['image_shape']
+    elif 'image_size' in record:
+        shape = [record['image_size']] * 2
+    else:
+        return (32, 32) if resnet.layout(net.params) in resnet.SMALL else (224, 224)
+    pair = shape if isinstance(shape, list) and len(shape) == 2 else [None]
+    if not all(type(n) is int and 1 <= n <= 4096 for n in pair):
+        raise UserError(f'{source}: its log has an invalid image size, {shape}: give --image_size')
+    return tuple(shape)
 
 
 def load_net_for(option: str, source, layouts: tuple, otherwise: str) -> Net:

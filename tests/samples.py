@@ -105,14 +105,14 @@ def make_run(folder, seed=0, epochs=3, classes=data.SHAPES):
     return folder
 
 
-def make_folder_set(root, n=4):
+def make_folder_set(root, n=4, side=32):
     """root/train and root/test with two classes of n images each: dark and light noise."""
     rng = np.random.default_rng(0)
     for split in 'train', 'test':
         for name, low in ('dark', 0), ('light', 150):
             (root / split / name).mkdir(parents=True)
             for i in range(n):
-                image = rng.integers(low, low + 100, (32, 32, 3), np.uint8)
+                image = rng.integers(low, low + 100, (side, side, 3), np.uint8)
                 cv2.imwrite(str(root / split / name / f'{i}.png'), image)
     return root
 

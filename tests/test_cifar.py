@@ -705,7 +705,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_epoch(home, tmp_path, m
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(home):
     done = command(home, '--save logs/nan --lr 1e30 --epochs 3')
     assert done.returncode == 1 and done.stderr.count('\n') == 1
-    assert 'epoch 1, step 2: not finite: loss nan, distillation nan' in done.stderr
+    assert 'epoch 1, step 2: not finite: loss nan, cross-entropy nan' in done.stderr
 
 
 def test_a_loss_that_becomes_nan_keeps_the_last_good_epoch(home, tmp_path, capsys, monkeypatch):

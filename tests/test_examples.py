@@ -14,6 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import cifar
+import data
 import resnet
 from programs import ROOT, run_script
 from samples import make_photographs, make_run, refused, words
@@ -372,7 +374,7 @@ def test_nets_of_timm(home, capsys):
         ('--save nets.py/student.pth', 'nets.py is not a folder'),
         ('--epochs 0', '--epochs'),
         ('--std .2 0 .2', '--std'),
-        ('--image_size 8', '--image_size'),
+        ('--image_size 7', '--image_size'),
     ],
 )
 def test_a_mistake_in_transfer_is_one_line_that_names_it(options, named, home, capsys):
@@ -393,6 +395,13 @@ def test_a_file_that_another_process_has_written_since_is_kept(home, monkeypatch
     argv = words('set --student nets:small --image_size 40 --epochs 1')
     assert 'student.pth: already exists' in refused(transfer.main, argv, capsys)
     assert Path('student.pth').read_text() == 'of another process'
+
+
+def test_a_teacher_of_other_classes_is_not_tested(home, capsys):
+    torch.save(net('large', 7).state_dict(), 'seven.pth')
+    options = '--student nets:small --teacher nets:large --layers b --teacher_weights'
+    assert 'teacher: test accuracy' in ran(capsys, options, 'large.pth')
+    assert 'teacher: test' not in ran(capsys, options, 'seven.pth --teacher_classes 7')
 
 
 def test_transfer_is_a_single_process(home, monkeypatch, capsys):
@@ -480,7 +489,8 @@ def classified(capsys, *argv):
     """{file: {class: probability in per cent}} as classify.py prints them."""
     assert program.call_main(classify.main, [str(a) for a in argv]) == 0, capsys.readouterr().err
     out, err = capsys.readouterr()
-    assert not err, err
+    sizeless = argv[0] == 'alone.hkl' and '--image_size' not in argv
+    assert err == f'{argv[0]} does not tell its image size: --image_size 224?\n' * sizeless
     found = {}
     for line in out.splitlines():
         file, _, named = line.partition(': ')
@@ -526,7 +536,7 @@ def test_an_onnx_file_gives_what_its_run_folder_gives(photos, capsys):
     assert 'class 0' in classified(capsys, 'big.onnx', photos[0])[photos[0]]
     assert 'convert it with --normalize' in refused(classify.main, ['plain.onnx', *photos], capsys)
     error = refused(classify.main, ['net.onnx', *photos, '--image_size', 64], capsys)
-    assert '--image_size 64: net.onnx takes only 40' in error
+    assert '--image_size 64: net.onnx takes only (40, 40)' in error
 
 
 def test_a_net_of_cifar_sees_the_whole_image_at_its_size(tmp_path, photos, capsys):
@@ -539,12 +549,37 @@ def test_a_net_of_cifar_sees_the_whole_image_at_its_size(tmp_path, photos, capsy
     assert small == pytest.approx(big, abs=0.11) and len(small) == 10 and 'star' in small
 
 
+def test_a_net_of_cifar_sees_images_of_the_shape_that_it_was_trained_on(tmp_path, capsys):
+    """Not square, as a folder or as an ONNX file."""
+    pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
+    set_, run = tmp_path / 'set', str(tmp_path / 'run')
+    for i, name in enumerate(
+        f'{s}/{c}/{n}.png' for s in ('train', 'test') for c in 'ab' for n in 'xy'
+    ):
+        (set_ / name).parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 256, (48, 64, 3), np.uint8)
+        cv2.imwrite(str(set_ / name), noise)
+    options = f'--dataset folder --dataroot {set_} --depth 10 --batch_size 2 --epochs 1 --nthread 1'
+    assert program.call_main(cifar.main, words(options, '--save', run)) == 0
+    f, params, records = weights.load_net(run)
+    assert records[0]['image_shape'] == [48, 64]
+    image = data.decode(set_ / 'test/a/x.png')
+    with torch.inference_mode():
+        logits, _ = f(data.normalize(torch.from_numpy(image)[None]), params, False)
+    expected = 100 * logits.softmax(1)[0]
+    assert program.call_main(convert.main, [run, f'{run}.onnx', '--normalize']) == 0
+    assert 'images [batch, 3, 48, 64] in uint8' in capsys.readouterr().out
+    for net in run, f'{run}.onnx':
+        (found,) = classified(capsys, net, str(set_ / 'test/a/x.png')).values()
+        assert [found['a'], found['b']] == pytest.approx(expected.tolist(), abs=0.11)
+
+
 def test_pixels_of_a_smaller_image_are_means(tmp_path):
     """Of 3 rows and 2 columns each, in the order RGB."""
     image = np.random.default_rng(0).integers(0, 256, (96, 64, 3), np.uint8)
     cv2.imwrite(str(tmp_path / 'a.png'), image)
     expected = image[..., ::-1].reshape(32, 3, 32, 2, 3).mean((1, 3))
-    found = classify.view(str(tmp_path / 'a.png'), 'wrn', 32)
+    found = classify.view(str(tmp_path / 'a.png'), 'wrn', (32, 32))
     assert np.abs(found - expected).max() <= 0.51
 
 

@@ -429,7 +429,7 @@ def test_parameters_that_are_not_finite_are_not_written(home, run, monkeypatch, 
     monkeypatch.setattr(runs.Run, 'make_checkpoint', poisoned)
     assert run(AT, OFTEN, '--save logs/infinite') == 1
     error = capsys.readouterr().err
-    assert 'after step 2 the parameters are not finite; logs/infinite keeps its last' in error
+    assert 'after step 2 the parameters are not finite; what logs/infinite holds is kept' in error
     assert runs.load_checkpoint(home / 'logs/infinite')['step'] == 1
 
 

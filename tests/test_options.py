@@ -127,6 +127,14 @@ def test_an_empty_value_is_refused(argv):
         parser.parse(argv)
 
 
+def test_the_home_folder_that_a_shell_leaves_is_meant(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    parser = a_parser()
+    parser.add_argument('images', nargs='*')
+    opt, _ = parser.parse(['--save=~/run', '~/a.png', 'b~/c', '~', '~x'])
+    assert opt.save == '/home/me/run' and opt.images == ['/home/me/a.png', 'b~/c', '~', '~x']
+
+
 # ------------------------ options of a resumed run
 
 

@@ -213,6 +213,9 @@ def test_top_5_is_printed_if_there_are_more_than_5_classes():
     assert 'acc 50.00 % (top-5 80.00 %)' in line and 'acc 40.00 % (top-5 70.00 %)' in line
     line = logs.epoch_line(record | {'num_classes': 5})
     assert 'acc 40.00 %, ' in line and 'top-5' not in line
+    for broken, said in (0, False), (3, True):
+        line = logs.epoch_line(record | {'num_classes': 5, 'broken_images': broken})
+        assert ('broken images: 3' in line) == said
 
 
 def share_of(line):

@@ -255,6 +255,15 @@ def test_a_teacher_whose_training_stopped_is_warned_about(home, capsys):
     assert warning not in capsys.readouterr().err, 'once'
 
 
+def test_a_teacher_of_images_of_another_size_is_warned_about(home, capsys):
+    make_folder_set(home / 'large', side=24)
+    for root, count in ('set', 0), ('large', 1):
+        capsys.readouterr()
+        run = f'--epochs 1 --save {root}_run --teacher_id nets/teacher'
+        assert train(run, dataroot=root) == 0
+        assert capsys.readouterr().err.count('trained on images of 32x32, not 24x24') == count
+
+
 def test_a_teacher_that_has_seen_the_held_out_images_is_warned_about(home, capsys):
     assert train('--epochs 1 --save nets/honest --validate 2') == 0
     capsys.readouterr()

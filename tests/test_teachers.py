@@ -75,6 +75,12 @@ def test_an_accuracy_that_a_sound_net_would_not_have_is_noticed(acc, expected, w
     assert bool(error) == bool(warning)
 
 
+@pytest.mark.parametrize('expected, ask', [(50.0, 'it has little to teach'), (None, 'check the')])
+def test_the_weights_are_blamed_unless_the_accuracy_is_the_known_one(expected, ask, capsys):
+    teachers.warn_of_accuracy('teacher x', a_net(), 50.0, 400, expected)
+    assert f'for 2 classes: {ask}' in capsys.readouterr().err
+
+
 def test_chance_is_known_more_exactly_for_many_classes(capsys):
     """At 1 % three standard errors of 400 images are 1.49 points."""
     for acc, warned in (2.48, True), (2.50, False):
