@@ -12,8 +12,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from support.files import check_reachable, open_regular
-from support.program import UserError, listing, printable, warn_once
+from support.program import (
+    UserError,
+    check_reachable,
+    listing,
+    open_regular,
+    printable,
+    warn_once,
+)
 
 MOST_PIXELS = 200_000_000  # a decoder takes 3 to 6 bytes for each
 MOST_BYTES = 2**31 - 1  # what OpenCV can decode

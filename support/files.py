@@ -2,10 +2,7 @@
 
 import contextlib
 import errno
-import functools
-import operator
 import os
-import stat
 from pathlib import Path
 
 from support.program import UserError, warn_once
@@ -167,30 +164,3 @@ def check_file(path, option: str = '--save') -> None:
     check_writable(Path(path).absolute().parent, option)
     if len(os.fsencode(_temporary(Path(path)).name)) > 255:
         raise UserError(f'{option} {path}: the name is too long')
-
-
-# ------------------------ reading
-
-# Without waiting for the other end of a pipe. Windows has some of these.
-FLAGS = 'O_RDONLY', 'O_NONBLOCK', 'O_NOCTTY', 'O_CLOEXEC', 'O_BINARY', 'O_NOINHERIT'
-OPEN_FLAGS = functools.reduce(operator.or_, (getattr(os, name, 0) for name in FLAGS))
-
-
-def open_regular(file):
-    """Open a regular file to read bytes. Anything else is an OSError: a pipe would wait forever."""
-    fd = os.open(file, OPEN_FLAGS)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.ENODEV, 'not a regular file', file)
-    return open(fd, 'rb')
-
-
-def check_reachable(path, option: str = '') -> None:
-    """Raise UserError if the system refuses to tell whether `path` exists: it lies in a closed
-    folder, or on a disk that is gone."""
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        pass
-    except OSError as e:
-        raise UserError(f'{option} {path}: {e.strerror}'.strip()) from e

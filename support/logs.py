@@ -4,8 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from support.files import open_regular
-from support.program import UserError
+from support.program import UserError, open_regular
 
 
 def json_stats(record: dict) -> str:

@@ -22,9 +22,8 @@ import safetensors
 import torch
 
 from support import hkl
-from support.files import open_regular
 from support.pickles import MOST_BYTES, Name, StandIn, is_key, load
-from support.program import UserError
+from support.program import UserError, open_regular
 
 MOST_OF_TENSORS = 2**32  # bytes that are read from one file
 MOST_HEADER = 2**22  # bytes of the header of a .safetensors file

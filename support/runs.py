@@ -18,15 +18,9 @@ from tqdm import tqdm
 
 import utils
 from support import devices, logs, ranks
-from support.files import (
-    check_reachable,
-    check_writable,
-    lock_folder,
-    write_atomically,
-    write_text,
-)
+from support.files import check_writable, lock_folder, write_atomically, write_text
 from support.options import continue_options, run_options
-from support.program import Stopped, UserError
+from support.program import Stopped, UserError, check_reachable
 from support.readers import read_values
 from support.weights import check_params, checksum, load_params, save_params
 

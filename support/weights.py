@@ -16,9 +16,9 @@ import data
 import nin
 import resnet
 from support import names, program, readers
-from support.files import check_reachable, write_atomically
+from support.files import write_atomically
 from support.logs import read_log
-from support.program import UserError, listing
+from support.program import UserError, check_reachable, listing
 from utils import wide
 
 # Where programs store the accuracy of a net.

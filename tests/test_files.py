@@ -238,7 +238,7 @@ def test_a_pipe_is_refused_at_once(tmp_path):
 
 
 def test_what_lies_in_a_closed_folder_is_not_called_missing(tmp_path, monkeypatch):
-    files.check_reachable(tmp_path / 'missing')
+    program.check_reachable(tmp_path / 'missing')
     stat = os.stat
 
     def refuse(path, *arguments, **options):

@@ -14,10 +14,11 @@ import torch
 import torchvision
 
 import data
+import imagenet
 import resnet
 import utils
-from samples import make_folder_set, picture
-from support import devices, logs, weights
+from samples import make_folder_set, make_photographs, picture, words
+from support import devices, logs, photographs, program, weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -229,7 +230,7 @@ def blocks_of(name):
 
 def test_the_lines_of_the_faq_name_what_a_net_sees(tmp_path, monkeypatch, capsys):
     """The block is run as it stands, on a net whose weights are in pretrained/."""
-    (code,) = blocks_of('docs/faq.md')
+    code, _ = blocks_of('docs/faq.md')
     (path,) = re.findall(r"load_net\('(.*)'\)", code)
     image = data.open_sets('shapes', '')[1]()[1].images[3].numpy()
     cv2.imwrite(str(tmp_path / 'horse.png'), image[:, :, ::-1])
@@ -241,6 +242,21 @@ def test_the_lines_of_the_faq_name_what_a_net_sees(tmp_path, monkeypatch, capsys
     expected, _ = f(data.normalize(torch.from_numpy(image)[None]), params, False)
     assert torch.equal(scope['logits'], expected)
     assert capsys.readouterr().out == f'{records[0]["classes"][expected.argmax()]}\n'
+
+
+def test_the_lines_of_the_faq_name_what_a_net_for_photographs_sees(tmp_path, monkeypatch):
+    make_photographs(tmp_path / 'set', ['a', 'b'])
+    options = '--imagenetpath set --image_size 40 --width 0.125 --batch_size 4 --nthread 1'
+    monkeypatch.chdir(tmp_path)
+    assert program.call_main(imagenet.main, words(options, '--epochs 1 --save logs/at')) == 0
+    (tmp_path / 'set/val/a/0.jpg').rename('photo.jpg')
+    first, code = blocks_of('docs/faq.md')
+    imports = ''.join(re.findall(r'^(?:import|from) .*\n', first, re.MULTILINE))
+    scope = {}
+    exec(imports + code, scope)  # noqa: S102
+    view = torch.from_numpy(photographs.centre_view('photo.jpg', 40))[None]
+    torch.testing.assert_close(scope['batch'], imagenet.normalize(view))
+    assert scope['f'](scope['batch'], scope['params'], False)[0].shape == (1, 2)
 
 
 PRETRAINED = {
