@@ -40,7 +40,7 @@ import utils
 from support import devices, logs, options, runs, teachers, weights
 from support.averages import Averages
 from support.options import number
-from support.program import UserError
+from support.program import UserError, check_reachable
 
 PUBLISHED = [60, 120, 160], 200  # drops of the learning rate, epochs
 
@@ -209,13 +209,14 @@ class Nets(NamedTuple):
 def teacher_path(teacher_id: str) -> str:
     """The path of --teacher_id: logs/ID, a run folder or a weights file."""
     path = os.path.join('logs', teacher_id)
-    return path if weights.exists(path, '--teacher_id') else teacher_id
+    return path if os.path.exists(weights.split_key(path)[0]) else teacher_id
 
 
 def load_teacher(teacher_id: str) -> weights.Net:
     """The net of --teacher_id."""
     path = teacher_path(teacher_id)
     if not weights.exists(path, '--teacher_id'):
+        check_reachable(os.path.join('logs', teacher_id), '--teacher_id')
         raise UserError(
             f'--teacher_id {teacher_id}: no such run folder or weights file, here or in logs/'
         )

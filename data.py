@@ -110,7 +110,7 @@ def _cifar_error(kind, root, error) -> UserError:
         if os.path.isdir(unpacked):
             is_not = f'{kind.__name__}: {unpacked} is incomplete or damaged'
         if root.name == kind.base_folder:
-            is_not = f'{is_not}; it may be in {root.parent}'
+            is_not = f'{is_not} (perhaps in {root.parent})'
         return UserError(f'{is_not}, and {fetched}: put {archive.name} in {root}, {other}')
     except NotADirectoryError:
         return UserError(f'--dataroot {root}: is not a folder; give the one that holds it, {other}')

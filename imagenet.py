@@ -121,7 +121,8 @@ add(
 add(
     '--skip_broken',
     action='store_true',
-    help='replace up to 1 %% of broken images by others of their classes (default: stop at one)',
+    help='replace broken images by others of their classes, unless 10 or more and over 1 %% of the '
+    'set are broken (default: stop with an error)',
 )
 add = parser.add_argument_group('teacher').add_argument
 add(

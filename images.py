@@ -382,12 +382,13 @@ def scan_folder(dataroot, option='--dataroot', tests=('test', 'val'), say=print)
 def _check_same_classes(train, test, name, source):
     if list(train) != list(test):
         # Quoted, because names may differ in a space alone, or in how an accent is written.
-        looks = [sorted(unicodedata.normalize('NFC', c) for c in part) for part in (train, test)]
-        spell = ascii if looks[0] == looks[1] else repr
+        only = {'train': train.keys() - test.keys(), name: test.keys() - train.keys()}
+        looks = [{unicodedata.normalize('NFC', c) for c in found} for found in only.values()]
+        spell = ascii if looks[0] & looks[1] else repr
         parts = [
-            f'{listing([spell(c) for c in sorted(here.keys() - there.keys())])} only in {where}'
-            for where, here, there in (('train', train, test), (name, test, train))
-            if here.keys() - there.keys()
+            f'{listing([spell(c) for c in sorted(found)])} only in {where}'
+            for where, found in only.items()
+            if found
         ]
         raise UserError(f'{source}: train and {name} have different classes: {"; ".join(parts)}')
 

@@ -23,7 +23,7 @@ from support import program
 from support.logs import class_names
 from support.options import Parser, number
 from support.photographs import centre_view
-from support.program import UserError, printable
+from support.program import UserError, open_regular, printable
 from support.weights import image_shape, load_net, normalisation
 
 parser = Parser(__doc__)
@@ -45,9 +45,7 @@ def open_net(opt):
         images = data.normalize(torch.from_numpy(images), *normalisation(params))
         return f(images, params, False)[0]
 
-    shape = image_shape(f'NET {opt.net}', net)
-    if not (records or opt.image_size):
-        print(f'{opt.net} does not tell its image size: --image_size {shape[0]}?', file=sys.stderr)
+    shape = None if opt.image_size else image_shape(f'NET {opt.net}', net)
     return logits, resnet.layout(params), shape, class_names(records)
 
 
@@ -56,10 +54,12 @@ def open_onnx(opt):
     try:
         import onnxruntime
 
-        model = Path(opt.net).read_bytes()  # onnxruntime takes no path that is not UTF-8
+        with open_regular(opt.net) as file:  # onnxruntime takes no path that is not UTF-8
+            model = file.read()
         session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
     except Exception as e:  # the classes of its errors are not documented
-        raise UserError(f'NET {opt.net}: {str(e)[:300]}') from e
+        reason = getattr(e, 'strerror', None) or str(e)[:300]
+        raise UserError(f'NET {opt.net}: {reason}') from e
     images, properties = session.get_inputs()[0], session.get_modelmeta().custom_metadata_map
     shape = tuple(images.shape[2:])
     if images.type != 'tensor(uint8)':

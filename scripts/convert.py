@@ -91,8 +91,8 @@ def main(argv=None):
     if out.suffix == '.onnx':
         if num_classes is None:
             raise UserError(f'IN {opt.source}: the net has no head (fc.*), so no logits for {out}')
-        shape = image_shape(f'IN {opt.source}', net)
-        H, W = [opt.image_size] * 2 if opt.image_size else shape
+        side = opt.image_size
+        H, W = (side, side) if side else image_shape(f'IN {opt.source}', net)
         properties = {'layout': kind}
         if classes := class_names(records):
             properties['classes'] = json.dumps(classes)

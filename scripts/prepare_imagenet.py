@@ -64,7 +64,8 @@ def read_labels(file) -> dict:
         if comma:
             parts = line.strip().split(',', 1)
         else:  # TinyImageNet has the box of the object behind
-            parts = line.split('\t')[:2] if '\t' in line else line.rsplit(maxsplit=1)
+            boxes = line.count('\t') > 1
+            parts = line.split('\t')[:2] if boxes else line.rsplit(maxsplit=1)
         name, wnid = parts[0].strip(), (parts[-1].split() or [''])[0]
         if len(parts) < 2 or not prepare.is_class_and_file(f'{wnid}/{name}'):
             raise UserError(f'{where}: {line[:80]!r} has no name and class; {ADVICE}')

@@ -97,8 +97,8 @@ class Runner:
         self.in_use = set()  # names of runs that another process trains
 
     def go(self):
-        self.plan.check_lengths()
         check_writable(self.logs, 'LOGS')
+        self.plan.check_lengths()
         self.fetch_data()
         try:
             for stage in self.plan.stages:
@@ -116,7 +116,7 @@ class Runner:
         if dataset in ('CIFAR10', 'CIFAR100'):
             if not os.path.isdir(root):
                 check_writable(root, 'DATAROOT')
-                os.makedirs(root)
+                os.makedirs(root, exist_ok=True)
             if len(self.slots) > 1:
                 self.call(['-c', FETCH, dataset, root])
 

@@ -29,7 +29,7 @@ import plot
 from support import program
 from support.files import check_file, write_text
 from support.options import Parser, number
-from support.program import UserError, listing
+from support.program import UserError, check_reachable, listing
 from table_list import is_chosen, read_script
 from table_runs import (
     ENVIRONMENT,
@@ -101,6 +101,7 @@ def main(argv=None):
     opt, _ = parser.parse(argv)
     logs = Path(opt.logs)
     if not os.path.isdir(logs):
+        check_reachable(logs)
         raise UserError(f'{logs}: no such folder; give the one that holds the runs')
     suffixes = ['.md', '.svg', '.png'] if opt.table == 'beta' else ['.md']
     files = [Path(file) for file in opt.save or []]

@@ -236,7 +236,8 @@ def cost(runs) -> tuple:
     if f is None:
         return last.get('n_parameters'), None
     trained = sum(v.numel() for k, v in params.items() if not utils.is_statistic(k))
-    size, device = [last.get('image_size', 32)] * 2, next(iter(params.values())).device
+    size = last.get('image_shape') or [last.get('image_size', 32)] * 2
+    device = next(iter(params.values())).device
     return trained, multiply_adds(f, params, size, device)
 
 

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from support.program import UserError, open_regular
+from support.program import UserError
 
 
 def json_stats(record: dict) -> str:
@@ -19,8 +19,7 @@ def read_log(path) -> list[dict]:
     """
     path = Path(path)
     try:
-        with open_regular(path) as file:
-            lines = file.read().decode(errors='replace').splitlines()
+        lines = path.read_text(errors='replace').splitlines()
     except OSError as e:
         raise UserError(f'{path}: {e.strerror}') from e
     records = []
@@ -83,17 +82,19 @@ def epoch_line(record: dict) -> str:
     return ', '.join([*parts, f'{record["train_time"]:.1f} + {record["test_time"]:.1f} s'])
 
 
+def check_curves(folder) -> None:
+    """Raise UserError if tensorboard cannot write into the run folder."""
+    try:
+        str(folder).encode()
+    except UnicodeError as e:
+        raise UserError(f'--tensorboard: cannot write into {folder}: its name is not UTF-8') from e
+
+
 def open_curves(folder, log: list):
     """A tensorboard writer in the run folder, which first writes the log's lines again and hides
     the curves of earlier files."""
     from torch.utils.tensorboard import SummaryWriter
 
-    try:
-        str(folder).encode()
-    except UnicodeError as e:
-        raise UserError(
-            f'--tensorboard: cannot write into {folder}, whose name is not UTF-8'
-        ) from e
     writer = SummaryWriter(folder, purge_step=0)
     for line in log:
         write_curves(writer, json.loads(line.removeprefix('json_stats: ')))

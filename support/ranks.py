@@ -35,7 +35,8 @@ def join(argv) -> None:
     if error:
         raise UserError(f'{error}: start it with torchrun, or unset WORLD_SIZE for one process')
     # It waits for up to half an hour, in which Python's own handlers are not called.
-    handlers = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGTERM)}
+    heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+    handlers = {s: signal.signal(s, signal.SIG_DFL) for s in heard}
     try:
         dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
     except (RuntimeError, ValueError) as e:

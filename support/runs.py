@@ -273,6 +273,8 @@ def begin(opt, given: set, parser, complete) -> Run | None:
             print(f'{opt.save}: already trained for {checkpoint["epoch"]} epochs: nothing to do')
         return None
     check_writable(opt.save)  # a finished run may lie on a read-only disk
+    if opt.tensorboard:
+        logs.check_curves(opt.save)
     run = Run(opt, checkpoint, here)
     run.notes.append(f'run folder: {opt.save}')
     if checkpoint:

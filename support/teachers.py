@@ -1,5 +1,6 @@
 """Nets from files in use: a teacher, its classes, its test and warnings; the end of --evaluate."""
 
+import contextlib
 import math
 import os
 import re
@@ -69,10 +70,11 @@ def warn_of_training(source: str, net: Net, validate: int, classes: list, shape)
         text = f'stopped at epoch {epoch} of {epochs}'
         ranks.print_first(f'warning: teacher {source} {text}', sys.stderr)
     if {'image_size', 'image_shape'} & last.keys():
-        own, here = (f'{w}x{h}' for h, w in (image_shape(f'teacher {source}', net), shape))
-        if own != here:
-            text = f'was trained on images of {own}, not {here}: its maps may be worse'
-            ranks.print_first(f'warning: teacher {source} {text}', sys.stderr)
+        with contextlib.suppress(UserError):  # an impossible size in the log is no fault here
+            own, here = (f'{w}x{h}' for h, w in (image_shape('', net), shape))
+            if own != here:
+                text = f'was trained on images of {own}, not {here}: its maps may be worse'
+                ranks.print_first(f'warning: teacher {source} {text}', sys.stderr)
     held_out = last.get('validate', 0)
     if type(held_out) is int and held_out < validate and class_names(net.records) == classes:
         ranks.print_first(
@@ -137,18 +139,17 @@ def warn_of_accuracy(source: str, net: Net, acc: float, images: int, expected=No
     num_classes = resnet.num_classes(net.params)
     chance = 100 / num_classes
     known = isinstance(expected, (int, float)) and math.isfinite(expected)
-    if known and not expected - acc <= three_errors(0.5):
-        but = f'far below its known {str(expected)[:6]} %'
-    elif acc <= chance + three_errors(1 / num_classes):
-        but = f'not clearly above chance, {chance:.2f} % for {num_classes} classes'
-    else:
-        return
     ask = (
         'check the weights file, and that the net expects RGB images, this normalisation '
         'and this order of classes'
     )
-    if known:
-        ask = 'it has little to teach'
+    if known and not expected - acc <= three_errors(0.5):
+        but = f'far below its known {str(expected)[:6]} %'
+    elif acc <= chance + three_errors(1 / num_classes):
+        but = f'not clearly above chance, {chance:.2f} % for {num_classes} classes'
+        ask = 'it has little to teach' if known else ask
+    else:
+        return
     ranks.print_first(f'warning: {source} has test accuracy {acc:.2f} %, {but}: {ask}', sys.stderr)
 
 

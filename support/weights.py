@@ -82,15 +82,18 @@ def normalisation(params: dict) -> tuple:
 
 def image_shape(source: str, net: Net) -> tuple[int, int]:
     """(height, width) of the images that the net was trained on, as its log says: `image_shape` of
-    cifar.py, `image_size` of imagenet.py. Without them 32 or 224. Raises UserError that begins
-    with `source` if the log has an impossible one."""
-    record = net.records[0] if net.records else {}
+    cifar.py, `image_size` of imagenet.py. Without them 32 or 224, which is printed unless there is
+    a log. Raises UserError that begins with `source` if the log has an impossible one."""
+    record = net.records[-1] if net.records else {}  # the last: old runs may be continued
     if 'image_shape' in record:
         shape = record['image_shape']
     elif 'image_size' in record:
         shape = [record['image_size']] * 2
     else:
-        return (32, 32) if resnet.layout(net.params) in resnet.SMALL else (224, 224)
+        side = 32 if resnet.layout(net.params) in resnet.SMALL else 224
+        if not record:
+            program.say_once(f'{source}: has no image size: taking {side}; see --image_size')
+        return side, side
     pair = shape if isinstance(shape, list) and len(shape) == 2 else [None]
     if not all(type(n) is int and 1 <= n <= 4096 for n in pair):
         raise UserError(f'{source}: its log has an invalid image size, {shape}: give --image_size')

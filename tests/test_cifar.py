@@ -465,6 +465,7 @@ def test_validate_tests_on_held_out_training_images(home):
 def test_tensorboard_cannot_write_into_a_folder_whose_name_is_not_utf8(home):
     done = command(home, '--epochs 1 --tensorboard --save', os.fsdecode(b'caf\xe9'))
     assert done.returncode == 2 and '--tensorboard: cannot write into caf\\xe9' in done.stderr
+    assert not (home / os.fsdecode(b'caf\xe9')).exists()
 
 
 def test_tensorboard_has_every_epoch_of_a_resumed_run(home):

@@ -1,6 +1,7 @@
 """examples/: transfer between any two torch modules, and the class names of image files."""
 
 import argparse
+import json
 import math
 import os
 import re
@@ -490,7 +491,8 @@ def classified(capsys, *argv):
     assert program.call_main(classify.main, [str(a) for a in argv]) == 0, capsys.readouterr().err
     out, err = capsys.readouterr()
     sizeless = argv[0] == 'alone.hkl' and '--image_size' not in argv
-    assert err == f'{argv[0]} does not tell its image size: --image_size 224?\n' * sizeless
+    said = f'NET {argv[0]}: has no image size: taking 224; see --image_size\n'
+    assert err == said * sizeless
     found = {}
     for line in out.splitlines():
         file, _, named = line.partition(': ')
@@ -572,6 +574,16 @@ def test_a_net_of_cifar_sees_images_of_the_shape_that_it_was_trained_on(tmp_path
     for net in run, f'{run}.onnx':
         (found,) = classified(capsys, net, str(set_ / 'test/a/x.png')).values()
         assert [found['a'], found['b']] == pytest.approx(expected.tolist(), abs=0.11)
+    # A run that older code began has no shape in its first lines.
+    log = Path(run) / 'log.txt'
+    last = json.loads(log.read_text().removeprefix('json_stats: '))
+    first = {k: v for k, v in last.items() if k != 'image_shape'}
+    log.write_text(f'{logs.json_stats(first)}\n{logs.json_stats(last)}\n')
+    assert weights.image_shape('', weights.load_net(run)) == (48, 64)
+    # A size that is given counts in any case.
+    log.write_text(logs.json_stats(last | {'image_shape': 'x'}) + '\n')
+    assert 'invalid image size, x' in refused(classify.main, [run, 'a.png'], capsys)
+    assert classified(capsys, run, str(set_ / 'test/a/x.png'), '--image_size', 48)
 
 
 def test_pixels_of_a_smaller_image_are_means(tmp_path):

@@ -263,8 +263,10 @@ def test_imagenets_flat_folder_leads_to_the_tool_that_sorts_it(tmp_path):
 def test_classes_whose_names_look_equal_are_told_apart(tmp_path):
     """macOS may write an accent as a letter of its own."""
     make_set(tmp_path, ('caf\u00e9', 'dog'), splits=('train',))
-    make_set(tmp_path, ('cafe\u0301', 'dog'), splits=('test',))
-    with pytest.raises(UserError, match=r"'caf\\xe9' only in train; 'cafe\\u0301' only in test"):
+    make_set(tmp_path, ('cafe\u0301', 'dog', 'x'), splits=('test',))
+    with pytest.raises(
+        UserError, match=r"'caf\\xe9' only in train; 'cafe\\u0301', 'x' only in test"
+    ):
         scan(tmp_path)
 
 

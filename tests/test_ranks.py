@@ -213,10 +213,13 @@ sys.exit(program.call_main(main))
     command = [sys.executable, tmp_path / 'rank.py']
     quiet = {'stdout': subprocess.PIPE, 'stderr': subprocess.DEVNULL, 'text': True}
     with subprocess.Popen(command, **quiet) as rank:
-        assert rank.stdout.readline() == 'joining\n'
-        time.sleep(1)  # it looks for the host, again and again
-        rank.terminate()
-        assert rank.wait(20) in (-signal.SIGTERM, 143)
+        try:
+            assert rank.stdout.readline() == 'joining\n'
+            time.sleep(1)  # it looks for the host, again and again
+            rank.terminate()
+            assert rank.wait(20) in (-signal.SIGTERM, 143)
+        finally:
+            rank.kill()
 
 
 # ------------------------ the launchers of torch

@@ -243,7 +243,7 @@ def plan_of(script, **given):
 def test_the_data_that_extra_names_are_downloaded(monkeypatch):
     calls = []
     monkeypatch.setattr(run_list.Runner, 'call', lambda self, words: calls.append(words))
-    monkeypatch.setattr(os, 'makedirs', lambda path: None)
+    monkeypatch.setattr(os, 'makedirs', lambda path, exist_ok: None)
     plan = plan_of('table2', EXTRA='--dataset CIFAR100', JOBS='2')
     run_list.Runner(plan).fetch_data()
     assert calls == [['-c', run_list.FETCH, 'CIFAR100', '/home/sets']]

@@ -81,6 +81,11 @@ def test_the_weights_are_blamed_unless_the_accuracy_is_the_known_one(expected, a
     assert f'for 2 classes: {ask}' in capsys.readouterr().err
 
 
+def test_weights_that_score_less_than_is_known_are_blamed(capsys):
+    teachers.warn_of_accuracy('teacher x', a_net(), 60.0, 400, 92.5)
+    assert 'far below its known 92.5 %: check the weights file' in capsys.readouterr().err
+
+
 def test_chance_is_known_more_exactly_for_many_classes(capsys):
     """At 1 % three standard errors of 400 images are 1.49 points."""
     for acc, warned in (2.48, True), (2.50, False):
