@@ -17,7 +17,7 @@ import utils
 from support.devices import multiply_adds
 from support.logs import read_log
 from support.program import UserError
-from support.weights import load_net
+from support.weights import Net, image_shape, load_net
 
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom (Abramowitz & Stegun, table 26.10).
 # Beyond, that of 30: a little too wide.
@@ -230,15 +230,14 @@ def cost(runs) -> tuple:
         return last.get('n_parameters'), last.get('multiply_adds')
     try:
         f, params = net_of(run, last)
+        size = f and image_shape(run.name, Net(f, params, [last]))
     except UserError as e:  # its errors are known all the same
         print(f'warning: {e}', file=sys.stderr)
         f, params = None, None
     if f is None:
         return last.get('n_parameters'), None
     trained = sum(v.numel() for k, v in params.items() if not utils.is_statistic(k))
-    size = last.get('image_shape') or [last.get('image_size', 32)] * 2
-    device = next(iter(params.values())).device
-    return trained, multiply_adds(f, params, size, device)
+    return trained, multiply_adds(f, params, size, next(iter(params.values())).device)
 
 
 def net_of(run, record):

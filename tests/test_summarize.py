@@ -243,6 +243,7 @@ PHOTOGRAPHS = {'imagenetpath': 'x', 'depth': 18, 'width': 1.0, 'num_classes': 10
         # 492 weights of convolutions, 50 of the linear layer, and for each of nine convolutions
         # batch norm (8) or a bias (4).
         (NIN, 492 + 50 + 9 * 8, 199720),
+        (NIN | {'image_shape': [32, 64]}, 492 + 50 + 9 * 8, 2 * (199720 - 40) + 40),
         (NIN | {'no_pool_relu': True}, 492 + 50 + 6 * 8 + 3 * 4, 199720),
         (NIN | {'no_bn': True}, 492 + 50 + 9 * 4, 199720),
         # ResNet18_Weights.IMAGENET1K_V1.meta of torchvision.
@@ -253,6 +254,12 @@ def test_a_run_without_weights_costs_what_its_net_costs(net, parameters, multipl
     write_run(tmp_path, 'x_seed0', [9.0], n_parameters=1, **net)
     n, madds = table_runs.cost(table_runs.read_runs('x', {0}, tmp_path))
     assert n == parameters and madds == pytest.approx(multiply_adds, rel=3e-4)
+
+
+def test_an_impossible_image_size_in_a_log_is_a_warning(tmp_path, capsys):
+    write_run(tmp_path, 'x_seed0', [9.0], n_parameters=1, image_shape='x', **NIN)
+    assert table_runs.cost(table_runs.read_runs('x', {0}, tmp_path)) == (1, None)
+    assert 'warning: x_seed0: its log has an invalid image size, x' in capsys.readouterr().err
 
 
 def test_there_is_no_gain_over_a_student_on_other_data(tmp_path, capsys):
