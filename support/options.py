@@ -89,7 +89,8 @@ def number(kind=float, low=-math.inf, high=math.inf, above=-math.inf):
         except ValueError:
             value = math.nan
         if not (abs(value) < limit and low <= value <= high and value > above):
-            raise argparse.ArgumentTypeError(f'must be {wanted}, not {text[:40]!r}')
+            below = f', below {limit}' if kind is int and abs(value) >= limit else ''
+            raise argparse.ArgumentTypeError(f'must be {wanted}{below}, not {text[:40]!r}')
         return value
 
     return parse

@@ -127,6 +127,14 @@ def test_an_empty_value_is_refused(argv):
         parser.parse(argv)
 
 
+@pytest.mark.parametrize(
+    'text, said', [('3000000000', ', below 2147483648'), ('-1', ''), ('x', '')]
+)
+def test_a_number_that_is_too_large_is_told_its_limit(text, said):
+    with pytest.raises(UserError, match=f'must be a whole number, at least 0{said}, not {text!r}'):
+        a_parser().parse([f'--seed={text}'])
+
+
 def test_the_home_folder_that_a_shell_leaves_is_meant(monkeypatch):
     monkeypatch.setenv('HOME', '/home/me')
     parser = a_parser()
