@@ -431,9 +431,10 @@ def _too_few(folder, classes, images):
             f'{folder}: holds images outside of class folders ({images}); at least 2 class folders '
             f'are needed, {folder}/CLASS/*. scripts/prepare_imagenet.py makes them from a list'
         )
+    has = 'only 1 class folder' if classes else 'no class folders'
     return (
-        f'{folder}: has {["no class folders", "only 1 class folder"][classes]}; at least 2 are '
-        'needed. scripts/prepare_imagenet.py makes them from a list'
+        f'{folder}: has {has}; at least 2 are needed. '
+        'scripts/prepare_imagenet.py makes them from a list'
     )
 
 

@@ -1,4 +1,5 @@
-"""How a program starts and ends: its streams, errors of one line, signals, exit statuses.
+"""How a program starts and ends: its streams, errors of one line, signals, exit statuses; and how
+it opens a path that a user gives.
 
 Imports the standard library alone, so that a script can call `start` before its slow imports, and
 every other file may import this one.

@@ -34,11 +34,12 @@ def load_teacher(run: runs.Run, option: str, load: Callable) -> Net | None:
     started, old = facts.get('folder', ''), stored[option]
     if path != old and any(exists(p) for p in (path, os.path.join('logs', path))):
         net = load(path)
-        if checksum(net.params.values()) != facts.get('teacher'):
-            raise UserError(
-                f'--resume: --{option} {path}: has other weights than the teacher of this run, '
-                f'{old or "none"}: leave it out, or start a new run in another --save'
-            )
+        if checksum(net.params.values()) == facts.get('teacher'):
+            return net
+        raise UserError(
+            f'--resume: --{option} {path}: has other weights than the teacher of this run, {old}: '
+            'leave it out, or start a new run in another --save'
+        )
     beside = os.path.relpath(old, stored.get('save') or '.')
     places = [path, old, *(os.path.join(started, logs, old) for logs in ('', 'logs'))]
     places.append(os.path.normpath(os.path.join(run.opt.save, beside)))
